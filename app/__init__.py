@@ -1,0 +1,43 @@
+"""Rollcall: an employee directory that never stores the same record twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+
+from app import api, cli, database
+from app.config import PREFIX, VARIABLES, load_settings
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Wire an application together.
+
+    ``config`` may hold settings by the name of their variable, which go before the environment,
+    and Flask's own configuration. Raises ConfigurationError for a setting that cannot be used.
+    """
+    given = dict(config or {})
+    settings = load_settings({name: given[name] for name in given if is_setting(name)})
+    app = Flask(__name__)
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    app.config.update(
+        MAX_CONTENT_LENGTH=settings.max_body,
+        # Problems are ours alone, and Swagger shows every model.
+        RESTX_ERROR_404_HELP=False,
+        RESTX_MASK_SWAGGER=False,
+        RESTX_INCLUDE_ALL_MODELS=True,
+    )
+    app.config.update({name: given[name] for name in given if not is_setting(name)})
+    app.extensions["rollcall"] = settings
+    database.init_app(app, settings)
+    api.init_app(app)
+    cli.init_app(app)
+    return app
+
+
+def is_setting(name: str) -> bool:
+    """Tell whether a configuration name is one of Rollcall's."""
+    return name in VARIABLES or name.startswith(PREFIX)

@@ -1,0 +1,43 @@
+"""HTTP: the API under ``/api/v1``, its Swagger UI, and the probes."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask, redirect
+from flask_restx import Api
+from werkzeug.wrappers import Response
+
+from app.api import departments, employees, errors, health
+from app.api.documentation import MODELS
+
+BASE = "/api/v1"
+
+
+class RollcallApi(Api):  # type: ignore[misc]
+    """An Api whose errors are answered as everywhere else in the application.
+
+    Flask-RESTX would otherwise answer in a shape of its own, and prefer an exception's ``data``,
+    which may be the client's input (flask-restx issue 33).
+    """
+
+    def handle_error(self, e: Exception) -> Response:
+        return errors.respond(e)
+
+
+def init_app(app: Flask) -> None:
+    """Add the API and the probes to the application."""
+    blueprint = Blueprint("api", __name__, url_prefix=BASE)
+    api = RollcallApi(
+        blueprint,
+        version="1",
+        title="Rollcall",
+        description="An employee directory that never stores the same record twice.",
+        doc="/",
+    )
+    for model in MODELS.values():
+        api.add_model(model.name, model)
+    for resource in (departments, employees):
+        api.add_namespace(resource.namespace)
+    app.register_blueprint(blueprint)
+    app.register_blueprint(health.blueprint)
+    app.register_error_handler(Exception, errors.respond)
+    app.add_url_rule("/", "root", lambda: redirect(f"{BASE}/"))

@@ -1,0 +1,82 @@
+"""The Swagger document, derived from the marshmallow schemas: no field is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from flask_restx import Namespace, SchemaModel
+from marshmallow import Schema
+
+from app.api import schemas
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+SCHEMAS = {
+    "Department": schemas.DepartmentSchema(),
+    "DepartmentChange": schemas.DepartmentSchema(partial=True),
+    "DepartmentPage": schemas.DepartmentPageSchema(),
+    "Employee": schemas.EmployeeSchema(),
+    "EmployeeChange": schemas.EmployeeSchema(partial=True),
+    "EmployeePage": schemas.EmployeePageSchema(),
+    "Problem": schemas.ProblemSchema(),
+}
+HEADERS = {
+    201: {"Location": "The new record."},
+    308: {"Location": "The canonical record."},
+    409: {"Location": "The record in the way."},
+    503: {"Retry-After": "When to try again, in seconds."},
+}
+
+
+def _models() -> dict[str, SchemaModel]:
+    spec = APISpec("Rollcall", "1", "2.0", plugins=[MarshmallowPlugin()])
+    for name, schema in SCHEMAS.items():
+        spec.components.schema(name, schema=schema)
+    definitions = spec.to_dict()["definitions"]
+    return {name: SchemaModel(name, definition) for name, definition in definitions.items()}
+
+
+MODELS = _models()
+
+
+def describe(
+    namespace: Namespace,
+    answers: Mapping[int, str],
+    refusals: tuple[int, ...] = (),
+    body: str | None = None,
+    query: Schema | None = None,
+) -> Callable[[Method], Method]:
+    """Document a method: the model of each answer, the statuses of problems, body and query."""
+
+    def decorate(method: Method) -> Method:
+        for status in (*refusals, 503):
+            method = _answer(namespace, status, "Problem")(method)
+        for status, model in answers.items():
+            method = _answer(namespace, status, model)(method)
+        if body is not None:
+            method = namespace.expect(MODELS[body], validate=False)(method)
+        if query is not None:
+            method = namespace.doc(params=_parameters(query))(method)
+        return method
+
+    return decorate
+
+
+def _answer(namespace: Namespace, status: int, model: str) -> Callable[[Method], Method]:
+    phrase = HTTPStatus(status).phrase
+    decorator: Callable[[Method], Method] = namespace.response(
+        status, phrase, MODELS.get(model), headers=HEADERS.get(status, {})
+    )
+    return decorator
+
+
+def _parameters(query: Schema) -> dict[str, Any]:
+    plugin = MarshmallowPlugin()
+    APISpec("Rollcall", "1", "2.0", plugins=[plugin])
+    assert plugin.converter is not None  # noqa: S101 - set by APISpec, tells mypy so
+    parameters = plugin.converter.schema2parameters(query, location="query")
+    return {parameter.pop("name"): parameter for parameter in parameters}

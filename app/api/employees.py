@@ -1,0 +1,61 @@
+"""Employees over HTTP."""
+
+from __future__ import annotations
+
+from flask import Response
+from flask_restx import Namespace, Resource
+
+from app import directory
+from app.api import requests, responses
+from app.api.documentation import describe
+from app.api.schemas import EmployeePageQuery, EmployeeSchema
+from app.models import Employee
+
+namespace = Namespace("employees", "The employees of the directory.", path="/employees")
+schema = EmployeeSchema()
+changes = EmployeeSchema(partial=True)
+page_query = EmployeePageQuery()
+
+
+@namespace.route("", endpoint="employees")
+class Employees(Resource):  # type: ignore[misc]
+    @describe(namespace, {200: "EmployeePage"}, refusals=(422,), query=page_query)
+    def get(self) -> Response:
+        """List employees in the order of their ids."""
+        return responses.page(schema, *directory.page(Employee, **requests.query(page_query)))
+
+    @describe(
+        namespace,
+        {201: "Employee", 200: "Employee"},
+        refusals=(400, 413, 415, 422),
+        body="Employee",
+    )
+    def post(self) -> Response:
+        """Create an employee, or find the one of this name and department."""
+        outcome = directory.create_employee(**requests.body(schema))
+        return responses.created_or_found(schema, "api.employee", outcome)
+
+
+@namespace.route("/<int:id>", endpoint="employee")
+class OneEmployee(Resource):  # type: ignore[misc]
+    @describe(namespace, {200: "Employee", 308: ""}, refusals=(404,))
+    def get(self, id: int) -> Response:
+        """Show an employee; the id of a duplicate leads to their canonical record."""
+        return responses.representation(schema, directory.find(Employee, id))
+
+    @describe(
+        namespace,
+        {200: "Employee"},
+        refusals=(400, 404, 409, 413, 415, 422),
+        body="EmployeeChange",
+    )
+    def patch(self, id: int) -> Response:
+        """Change an employee: rename, move, or any other field."""
+        employee = directory.update(Employee, id, requests.body(changes))
+        return responses.representation(schema, employee)
+
+    @describe(namespace, {204: ""}, refusals=(404, 409))
+    def delete(self, id: int) -> Response:
+        """Delete an employee."""
+        directory.delete_record(Employee, id)
+        return responses.nothing()

@@ -1,0 +1,166 @@
+"""From an exception to an RFC 9457 problem: the one place that knows both."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response, request, url_for
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from werkzeug.exceptions import HTTPException
+
+from app import errors
+from app.transactions import sqlstate
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = {"Retry-After": "1"}
+ENDPOINTS = {"Department": "api.department", "Employee": "api.employee"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the client is told: a stable code, words for people, and more by member name."""
+
+    status: int
+    code: str
+    detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, Any] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """Return the problem as a response."""
+        content = {
+            "type": f"urn:rollcall:problem:{self.code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            **self.members,
+        }
+        response = Response(json.dumps(content), self.status, mimetype="application/problem+json")
+        response.headers.update(self.headers)
+        return response
+
+
+def respond(error: Exception) -> Response:
+    """Return the response for any exception; one that nobody foresaw is logged and a 500."""
+    if isinstance(error, errors.RecordIsDuplicate) and request.method in ("GET", "HEAD"):
+        return _moved(error)
+    return problem_of(error).response()
+
+
+def _moved(error: errors.RecordIsDuplicate) -> Response:
+    """Lead a reader to the canonical record; an undone merge takes it back, so nobody may cache."""
+    headers = {"Location": _path(error.record, error.canonical_id), "Cache-Control": "no-store"}
+    return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
+
+
+def _path(record: str, id: int) -> str:
+    return url_for(ENDPOINTS[record], id=id)
+
+
+@singledispatch
+def problem_of(error: Exception) -> Problem:
+    """Return what to tell the client about an exception."""
+    logger.error("unforeseen error", exc_info=error)
+    return Problem(500, "internal_error", "The server met an error it did not foresee.")
+
+
+@problem_of.register
+def _(error: HTTPException) -> Problem:
+    status = HTTPStatus(error.code or 500)
+    kept = ("Allow", "Retry-After", "WWW-Authenticate")
+    headers = {name: value for name, value in error.get_headers() if name in kept}
+    return Problem(status, status.name.lower(), f"{status.description or status.phrase}.", headers)
+
+
+@problem_of.register
+def _(error: errors.MalformedBody) -> Problem:
+    return Problem(400, "malformed_json", "The body is not valid JSON.")
+
+
+@problem_of.register
+def _(error: errors.InvalidInput) -> Problem:
+    detail = "The request breaks a rule; see errors."
+    return Problem(422, "invalid", detail, members={"errors": error.errors})
+
+
+@problem_of.register
+def _(error: errors.RecordNotFound) -> Problem:
+    return Problem(404, "not_found", f"No {error.record.lower()} has this id.")
+
+
+@problem_of.register
+def _(error: errors.NaturalKeyTaken) -> Problem:
+    return _conflict(error, "key_taken", "already has this natural key", error.id)
+
+
+@problem_of.register
+def _(error: errors.RecordIsDuplicate) -> Problem:
+    detail = f"is a duplicate of {error.canonical_id}; change that one"
+    return _conflict(error, "is_duplicate", detail, error.canonical_id)
+
+
+@problem_of.register
+def _(error: errors.RecordHasDuplicates) -> Problem:
+    return _conflict(error, "has_duplicates", "has duplicates; purge them first", error.id)
+
+
+@problem_of.register
+def _(error: errors.RecordInUse) -> Problem:
+    return _conflict(error, "in_use", "is still referred to by other rows", error.id)
+
+
+@problem_of.register
+def _(error: errors.DepartmentNotEmpty) -> Problem:
+    detail = "still has employees; use ?cascade=true to delete them too"
+    return _conflict(error, "not_empty", detail, error.id)
+
+
+def _conflict(error: errors.RecordError, code: str, detail: str, id: int) -> Problem:
+    """Return a 409 that names the record in the way, in words, as a member and as a link."""
+    headers = {"Location": _path(error.record, id)}
+    return Problem(409, code, f"{error.record} {error.id} {detail}.", headers, {"id": id})
+
+
+@problem_of.register
+def _(error: errors.ContentionError) -> Problem:
+    return _unavailable("contention", "Too many clients want the same at once; try again.")
+
+
+@problem_of.register(errors.DatabaseAway)
+@problem_of.register(PoolTimeout)
+def _(error: Exception) -> Problem:
+    return _unavailable("database_away", "The database does not answer; try again.")
+
+
+def _unavailable(code: str, detail: str) -> Problem:
+    return Problem(503, code, detail, RETRY_AFTER)
+
+
+@problem_of.register
+def _(error: DBAPIError) -> Problem:
+    """Read the SQLSTATE: its first two characters are its class (manual, appendix A)."""
+    state = sqlstate(error) or ""
+    if state in REFUSED_VALUES or state.startswith("22"):
+        return Problem(422, "invalid", "The database refuses one of the values.")
+    if state in CONFLICTS:
+        return Problem(409, "conflict", "Another row, or a rule of the database, is in the way.")
+    if not state or state in NOT_NOW or state[:2] in NOT_NOW_CLASSES:
+        logger.error("the database does not serve: sqlstate=%s", state, exc_info=error)
+        return _unavailable("database_away", "The database cannot do this now; try again.")
+    logger.error("unforeseen database error: sqlstate=%s", state, exc_info=error)
+    return Problem(500, "internal_error", "The server met an error it did not foresee.")
+
+
+REFUSED_VALUES = frozenset({"23502", "23514"})  # not null, check
+CONFLICTS = frozenset({"23001", "23503", "23505", "23P01"})  # foreign, unique, exclusion
+NOT_NOW = frozenset({"25006", "40003", "55000", "55P03", "57014"})  # read-only, unknown, timeouts
+NOT_NOW_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system

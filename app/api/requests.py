@@ -1,0 +1,63 @@
+"""Read a request's body and query string, strictly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from flask import request
+from marshmallow import Schema, ValidationError
+from werkzeug.exceptions import UnsupportedMediaType
+
+from app.errors import InvalidInput, MalformedBody
+
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+
+
+def body(schema: Schema) -> dict[str, Any]:
+    """Return the validated JSON body.
+
+    Raises UnsupportedMediaType, MalformedBody, and InvalidInput, which names the fields.
+    """
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("The body must be application/json.")
+    return _validated(schema, _json(request.get_data(cache=False)))
+
+
+def query(schema: Schema) -> dict[str, Any]:
+    """Return the validated query string. Raises InvalidInput, also for a repeated parameter."""
+    values = request.args.to_dict(flat=False)
+    repeated = {name: ["Given more than once."] for name, given in values.items() if len(given) > 1}
+    if repeated:
+        raise InvalidInput(_presentable(repeated))
+    return _validated(schema, request.args.to_dict())
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise MalformedBody from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _validated(schema: Schema, data: Any) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = schema.load(data)
+    except ValidationError as error:
+        # ValidationError holds the client's input; our own exception holds only the messages.
+        raise InvalidInput(_presentable(error.messages_dict)) from None
+    return loaded
+
+
+def _presentable(messages: Mapping[Any, Any]) -> dict[str, Sequence[str]]:
+    """Return messages by field; a name that is no plain identifier is not repeated."""
+    return {
+        name if FIELD_NAME.fullmatch(name) and name != "_schema" else "body": list(texts)
+        for name, texts in messages.items()
+    }

@@ -1,0 +1,51 @@
+"""Write records and pages as JSON responses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response, request, url_for
+from marshmallow import Schema
+
+from app.models import Record
+
+
+def representation(schema: Schema, record: Record) -> Response:
+    """Return one record."""
+    return as_json(schema.dump(record))
+
+
+def created_or_found(schema: Schema, endpoint: str, outcome: tuple[Record, bool]) -> Response:
+    """Return 201 with Location for a record that was created, 200 for one that was there."""
+    record, created = outcome
+    path = url_for(endpoint, id=record.id)
+    if created:
+        return as_json(schema.dump(record), 201, {"Location": path})
+    return as_json(schema.dump(record), 200, {"Content-Location": path})
+
+
+def page(schema: Schema, records: Sequence[Record], more: bool) -> Response:
+    """Return a page, with the way to the next one in the body and as a Link."""
+    following = _following(records[-1].id) if more else None
+    headers = {"Link": f'<{following}>; rel="next"'} if following else {}
+    return as_json({"items": schema.dump(records, many=True), "next": following}, 200, headers)
+
+
+def nothing() -> Response:
+    """Return 204: done, and nothing to say."""
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
+
+
+def _following(after: int) -> str:
+    return f"{request.path}?{urlencode({**request.args.to_dict(), 'after': after})}"
+
+
+def as_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return any content, as compact JSON in UTF-8."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return Response(f"{text}\n", status, headers, mimetype="application/json")

@@ -1,0 +1,160 @@
+"""What goes in and out, written once: these schemas validate, dump and document."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, validates_schema
+from marshmallow.validate import Email, OneOf, Range
+
+from app.get_or_create import normalise
+from app.models import EMAIL_LENGTH, NAME_LENGTH, TITLE_LENGTH
+
+BIGINT_MAX = 2**63 - 1
+DIGITS = re.compile(r"[0-9]{1,19}")
+
+
+class Text(fields.String):
+    """A string that PostgreSQL can store and a person can read, of limited length.
+
+    The limit is on the normalised value, which is what is stored and what comes out; with
+    ``as_sent`` it stays as it came, for a natural key, which is looked up both ways.
+    """
+
+    def __init__(self, longest: int, *, as_sent: bool = False, **options: Any) -> None:
+        options.setdefault("metadata", {}).update(minLength=1, maxLength=longest)
+        super().__init__(**options)
+        self.longest = longest
+        self.as_sent = as_sent
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> str:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+            raise ValidationError("Must not contain control characters or lone surrogates.")
+        normalised: str = normalise(value)
+        if not normalised:
+            raise ValidationError("Must not be blank.")
+        if len(normalised) > self.longest:
+            raise ValidationError(f"Must not be longer than {self.longest} characters.")
+        return value if self.as_sent else normalised
+
+
+class Id(fields.Integer):
+    """A row's id: a JSON integer, no string and no fraction, within bigint."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(strict=True, validate=Range(1, BIGINT_MAX), **options)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> Any:
+        if type(value) is not int:
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Digits(fields.Integer):
+    """A whole number in a query string: ASCII digits only."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> Any:
+        if not DIGITS.fullmatch(value):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class RecordSchema(Schema):
+    """What every record comes with; the server sets these."""
+
+    id = Id(dump_only=True)
+    duplicate_of_id = Id(
+        dump_only=True,
+        allow_none=True,
+        metadata={"description": "The canonical record, if this one is a duplicate."},
+    )
+    created_at = fields.DateTime(dump_only=True, allow_none=True)
+    updated_at = fields.DateTime(dump_only=True, allow_none=True)
+
+
+class DepartmentSchema(RecordSchema):
+    name = Text(NAME_LENGTH, as_sent=True, required=True, metadata={"example": "Research"})
+
+
+class EmployeeSchema(RecordSchema):
+    name = Text(NAME_LENGTH, as_sent=True, required=True, metadata={"example": "Ada Lovelace"})
+    department_id = Id()
+    department = Text(
+        NAME_LENGTH,
+        as_sent=True,
+        load_only=True,
+        metadata={"description": "The department by name, instead of `department_id`."},
+    )
+    title = Text(TITLE_LENGTH, allow_none=True, metadata={"example": "Analyst"})
+    email = Text(
+        EMAIL_LENGTH,
+        allow_none=True,
+        validate=Email(),
+        metadata={"example": "ada@example.org"},
+    )
+    hired_on = fields.Date(format="iso", allow_none=True)
+    manager_id = Id(allow_none=True)
+
+    @validates_schema
+    def _one_department(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        given = [name for name in ("department_id", "department") if name in data]
+        if len(given) == 2 or (not given and not self.partial):
+            message = ["Give either department_id or department."]
+            raise ValidationError({"department_id": message, "department": message})
+
+
+class ProblemSchema(Schema):
+    """An error, as RFC 9457 has it."""
+
+    type = fields.String()
+    title = fields.String()
+    status = fields.Integer()
+    detail = fields.String()
+    code = fields.String()
+    errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
+    id = fields.Integer(metadata={"description": "The record that a conflict is with."})
+
+
+class DepartmentPageSchema(Schema):
+    items = fields.List(fields.Nested(DepartmentSchema))
+    next = fields.String(allow_none=True)
+
+
+class EmployeePageSchema(Schema):
+    items = fields.List(fields.Nested(EmployeeSchema))
+    next = fields.String(allow_none=True)
+
+
+class PageQuery(Schema):
+    limit = Digits(load_default=50, validate=Range(1, 500))
+    after = Digits(load_default=0, validate=Range(0, BIGINT_MAX))
+    name = Text(NAME_LENGTH, as_sent=True)
+    q = Text(NAME_LENGTH, metadata={"description": "Part of the name, in any case."})
+    include = fields.String(validate=OneOf(["duplicates"]))
+
+
+class EmployeePageQuery(PageQuery):
+    department_id = Digits(validate=Range(1, BIGINT_MAX))
+
+
+class DeleteDepartmentQuery(Schema):
+    cascade = fields.String(
+        load_default="false",
+        validate=OneOf(["true", "false"]),
+        metadata={"description": "Delete the department's employees too."},
+    )
+
+
+class NoQuery(Schema):
+    """For a call that takes no query string."""

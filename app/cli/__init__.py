@@ -1,0 +1,12 @@
+"""The command line: ``flask …``."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from app.cli.init_db import init_db
+
+
+def init_app(app: Flask) -> None:
+    """Add the commands to the application."""
+    app.cli.add_command(init_db)

@@ -1,0 +1,218 @@
+"""From environment variables to settings. Nothing else reads the environment.
+
+A bad value raises ConfigurationError with one clear line; an unknown ``ROLLCALL_`` variable is
+only a warning; an empty variable counts as an unset one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from flask import Config, current_app
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.errors import ConfigurationError
+from app.transactions import RetryPolicy
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "ROLLCALL_"
+DIALECTS = ("postgres", "postgresql", "postgresql+psycopg2")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def whole(low: int, high: int) -> Callable[[Any], int]:
+    """Return a reader of whole numbers in a range."""
+
+    def read(value: Any) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    return read
+
+
+def seconds(low: float, high: float) -> Callable[[Any], float]:
+    """Return a reader of durations in a range."""
+
+    def read(value: Any) -> float:
+        try:
+            number = float(str(value))
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    """Return a reader of one word out of a few, in any case."""
+
+    def read(value: Any) -> str:
+        for choice in choices:
+            if str(value).casefold() == choice.casefold():
+                return choice
+        raise ValueError(f"must be one of {', '.join(choices)}")
+
+    return read
+
+
+def switch(value: Any) -> bool:
+    """Read on or off."""
+    return one_of("on", "off", "true", "false", "1", "0")(value) in ("on", "true", "1")
+
+
+def postgresql_url(value: Any) -> URL:
+    """Read the URL of a PostgreSQL database; the driver is always psycopg2."""
+    try:
+        url = make_url(str(value))
+    except (ArgumentError, ValueError):
+        # The value may hold a password, so that neither it nor the parser's words are repeated.
+        raise ValueError(
+            "is not a database URL such as postgresql://user:password@host:5432/name "
+            "(several hosts go into the query: ?host=h1:5432&host=h2:5432)"
+        ) from None
+    if url.drivername not in DIALECTS:
+        raise ValueError(f"must begin with postgresql://, not {url.drivername}://")
+    if not url.database:
+        raise ValueError("names no database: postgresql://user:password@host:5432/name")
+    return url.set(drivername="postgresql+psycopg2")
+
+
+def text(value: Any) -> str:
+    """Read any text."""
+    return str(value)
+
+
+def setting(default: Any, read: Callable[[Any], Any], meaning: str, variable: str = "") -> Any:
+    """Declare a setting: its default, its reader, what it means, its variable if not by rule."""
+    return field(default=default, metadata={"read": read, "meaning": meaning, "variable": variable})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything an operator can set, validated. Times are in seconds."""
+
+    database_url: URL | None = setting(
+        None, postgresql_url, "the database; unset: the embedded server", "DATABASE_URL"
+    )
+    admin_url: URL | None = setting(
+        None,
+        postgresql_url,
+        "a direct URL for the bootstrap where `DATABASE_URL` leads through a pooler",
+    )
+    bind: str = setting(
+        "127.0.0.1", text, "`host:port`, or a host to which `PORT` is added", "BIND"
+    )
+    port: int = setting(8000, whole(0, 65535), "the port to listen on", "PORT")
+    workers: int = setting(2, whole(1, 256), "gunicorn worker processes", "WEB_CONCURRENCY")
+    threads: int = setting(4, whole(1, 256), "threads in each worker")
+    log_level: str = setting("INFO", one_of(*LOG_LEVELS), "how much is logged", "LOG_LEVEL")
+    pool_size: int = setting(5, whole(1, 1000), "connections that each worker keeps")
+    max_overflow: int = setting(5, whole(0, 1000), "connections beyond those, when busy")
+    pool_timeout: float = setting(5.0, seconds(0.1, 300), "longest wait for a connection")
+    pool_recycle: float = setting(1800.0, seconds(1, 86400), "age at which one is replaced")
+    pool_pre_ping: bool = setting(
+        False,
+        switch,
+        "test each connection before use: one more round trip, and never needed, "
+        "since reads and writes are run again when their connection turns out lost",
+    )
+    connect_timeout: int = setting(5, whole(1, 300), "longest wait for a new connection")
+    statement_timeout: float = setting(10.0, seconds(0.01, 3600), "longest run of a statement")
+    lock_timeout: float = setting(2.0, seconds(0.01, 3600), "longest wait for a lock, each try")
+    retry_attempts: int = setting(20, whole(1, 1000), "tries of a unit of work")
+    retry_deadline: float = setting(10.0, seconds(0.1, 300), "no try begins after this time")
+    max_body: int = setting(2 * 1024 * 1024, whole(1024, 1 << 30), "longest request body, bytes")
+    auth: str = setting("token", one_of("token", "off"), "accepted; takes effect later")
+    admin_token_file: str = setting("", text, "accepted; takes effect later")
+
+    @property
+    def bootstrap_url(self) -> URL | None:
+        """The URL for creating and migrating the database."""
+        return self.admin_url or self.database_url
+
+    @property
+    def address(self) -> str:
+        """Where gunicorn listens: host:port, or a Unix socket as ``unix:PATH``."""
+        if self.bind.startswith("unix:") or self.bind.rpartition("]")[2].count(":") == 1:
+            return self.bind
+        return f"{self.bind}:{self.port}"
+
+    @cached_property
+    def retry_policy(self) -> RetryPolicy:
+        """The bounds of every unit of work."""
+        return RetryPolicy(
+            attempts=self.retry_attempts,
+            deadline=self.retry_deadline,
+            lock_timeout=self.lock_timeout,
+            statement_timeout=self.statement_timeout,
+        )
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    metadata = {item.name: item.metadata for item in fields(Settings)}[name]
+    return str(metadata["variable"]) or PREFIX + name.upper()
+
+
+VARIABLES = {variable_of(item.name): item for item in fields(Settings)}
+
+
+def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings from the environment; ``given``, by variable name, goes before it.
+
+    Raises ConfigurationError for a value that cannot be used.
+    """
+    values = {**_environment(), **(given or {})}
+    _warn_of_unknown(values)
+    return Settings(
+        **{
+            item.name: _read(variable, item.metadata["read"], values[variable])
+            for variable, item in VARIABLES.items()
+            if values.get(variable) not in (None, "")
+        }
+    )
+
+
+def _environment() -> dict[str, Any]:
+    prefixed = Config(os.getcwd())
+    prefixed.from_prefixed_env(PREFIX.rstrip("_"))
+    plain = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return plain | {PREFIX + name: value for name, value in prefixed.items()}
+
+
+def _read(variable: str, read: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{variable} {error}") from None
+
+
+def _warn_of_unknown(values: Mapping[str, Any]) -> None:
+    known = [name.removeprefix(PREFIX) for name in VARIABLES]
+    for name in values:
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            close = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
+            hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+            logger.warning("unknown setting %s is ignored%s", name, hint)
+
+
+def current_settings() -> Settings:
+    """Return the settings of the application that is at work."""
+    settings: Settings = current_app.extensions["rollcall"]
+    return settings

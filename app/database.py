@@ -1,0 +1,112 @@
+"""Where the service's database is, how it is reached, and whether it can serve."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, current_app
+from sqlalchemy import Connection, Engine, event, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.config import Settings, current_settings
+from app.db import db
+from app.models import NATURAL_KEYS, Record
+from migrations_bootstrap import Bootstrap, bootstrap, guard_name, is_current
+from migrations_bootstrap.embedded import EmbeddedServer
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_NAME = "rollcall"
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Give the application its engine and session, and the models theirs; connect nowhere yet."""
+    server = None if settings.database_url else EmbeddedServer(Path(app.instance_path))
+    app.extensions["rollcall_embedded"] = server
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=make_url(server.url(EMBEDDED_NAME))
+        if server
+        else settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings),
+    )
+    db.init_app(app)
+    if server is not None:
+        with app.app_context():
+            _start_when_needed(db.engine, server)
+    Record.bind(
+        engine=lambda: db.engine,
+        session=db.session,
+        policy=lambda: current_settings().retry_policy,
+    )
+
+
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """Return the pool and connection options of the service's engine."""
+    return {
+        "pool_size": settings.pool_size,
+        "max_overflow": settings.max_overflow,
+        "pool_timeout": settings.pool_timeout,
+        "pool_recycle": settings.pool_recycle,
+        "pool_pre_ping": settings.pool_pre_ping,
+        # Nothing here stores hstore, and looking for it costs a round trip a connection.
+        "use_native_hstore": False,
+        "connect_args": {
+            "connect_timeout": settings.connect_timeout,
+            "application_name": "rollcall",
+            # A host that vanished is noticed in a minute rather than in two hours.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        },
+    }
+
+
+def _start_when_needed(engine: Engine, server: EmbeddedServer) -> None:
+    """Start or attach to the embedded server before each connect: it may be gone by then."""
+    event.listen(engine, "do_connect", lambda *arguments: server.attach())
+
+
+def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
+    """Create and migrate the current application's database and converge its indexes.
+
+    ``adopt`` takes over tables of a legacy application, ``count`` counts their duplicates. Raises
+    BootstrapError, whose text is the one line that an operator needs.
+    """
+    settings = current_settings()
+    server: EmbeddedServer | None = current_app.extensions["rollcall_embedded"]
+    if server is not None:
+        logger.warning(
+            "DATABASE_URL is not set: using the embedded PostgreSQL server, data in %s. "
+            "Set DATABASE_URL in production.",
+            current_app.instance_path,
+        )
+        server.attach()
+    return bootstrap(
+        settings.bootstrap_url or db.engine.url,
+        NATURAL_KEYS,
+        adopt=adopt,
+        count=count,
+        connect_timeout=settings.connect_timeout,
+    )
+
+
+def readiness() -> dict[str, Any]:
+    """Return what a readiness probe shows: database, schema, and which tables are guarded."""
+    try:
+        with db.engine.connect() as connection:
+            if not is_current(connection):
+                return {"status": "unavailable", "database": "up", "schema": "behind"}
+            guards = {table: _is_guarded(connection, table) for table in NATURAL_KEYS}
+    except SQLAlchemyError as error:
+        logger.warning("not ready: %s", type(error).__name__)
+        return {"status": "unavailable", "database": "away"}
+    return {"status": "ready", "database": "up", "schema": "current", "guards": guards}
+
+
+GUARD_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+
+
+def _is_guarded(connection: Connection, table: str) -> bool:
+    return bool(connection.scalar(GUARD_IS_VALID, {"name": guard_name(table)}))

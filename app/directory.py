@@ -1,0 +1,267 @@
+"""The directory's units of work: find, list, create, change and delete records.
+
+Every write goes through the retry loop of ``transactions``; a read that loses its connection is
+run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, delete, exists, literal, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app import transactions
+from app.config import current_settings
+from app.db import db
+from app.errors import (
+    DepartmentNotEmpty,
+    InvalidInput,
+    LostRace,
+    NaturalKeyTaken,
+    RecordHasDuplicates,
+    RecordInUse,
+    RecordIsDuplicate,
+    RecordNotFound,
+)
+from app.get_or_create import canonical, normalise, race_indexes, spellings
+from app.models import Department, Employee, Record
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+Result = TypeVar("Result")
+
+FOREIGN_KEY_VIOLATION = "23503"
+UNKNOWN_DEPARTMENT = {"department_id": ["No department has this id."]}
+UNKNOWN_MANAGER = {"manager_id": ["No employee has this id."]}
+OWN_MANAGER = {"manager_id": ["An employee cannot be their own manager."]}
+
+
+def read(query: Callable[[Session], Result]) -> Result:
+    """Return what a query gives on the request's session, again if its connection is lost."""
+
+    def attempt(number: int) -> Result:
+        session = db.session()
+        try:
+            with transactions.reaching(db.engine):
+                session.connection()
+            return query(session)
+        except Exception:
+            session.rollback()
+            raise
+
+    return transactions.retry(attempt, current_settings().retry_policy)
+
+
+def find(model: type[AnyRecord], id: int) -> AnyRecord:
+    """Return the canonical record with this id.
+
+    Raises RecordNotFound, and RecordIsDuplicate, which names the row to look at instead.
+    """
+    return read(lambda session: _require_canonical(model, id, session.get(model, id)))
+
+
+def page(
+    model: type[AnyRecord], *, after: int, limit: int, include: str | None = None, **filters: Any
+) -> tuple[Sequence[AnyRecord], bool]:
+    """Return up to ``limit`` records with an id above ``after``, and whether there are more.
+
+    ``filters`` are those of :func:`_filter`. Duplicates are left out unless ``include`` says
+    "duplicates".
+    """
+    query = select(model).where(model.id > after).order_by(model.id).limit(limit + 1)
+    if include != "duplicates":
+        query = query.where(model.duplicate_of_id.is_(None))
+    query = query.where(*(_filter(model, name, value) for name, value in filters.items()))
+    records = read(lambda session: session.scalars(query).all())
+    return records[:limit], len(records) > limit
+
+
+def _filter(model: type[Record], name: str, value: Any) -> ColumnElement[bool]:
+    """Return a condition: a name (as sent or normalised), a part of it (q), a department's id."""
+    if name == "q":
+        return model.name.icontains(value, autoescape=True)
+    column: ColumnElement[Any] = getattr(model, name)
+    if name == "name":
+        return column.in_(spellings(value))
+    return column == canonical(Employee.__table__.columns[name], literal(value))
+
+
+def create_department(name: str) -> tuple[Department, bool]:
+    """Return the department of this name, and whether it was created just now."""
+    return Department.get_or_create(name=name)
+
+
+def create_employee(
+    name: str,
+    department_id: int | None = None,
+    department: str | None = None,
+    **details: Any,
+) -> tuple[Employee, bool]:
+    """Return the employee of this name and department, and whether they were created just now.
+
+    The department is given by its id, or by its name, which is got or created last of all.
+    Raises InvalidInput for an id that nothing has.
+    """
+    if department is None:
+        return _create_employee(name, department_id, details)
+    _require_manager(details.get("manager_id"))
+
+    def attempt(number: int) -> tuple[Employee, bool]:
+        try:
+            return _create_employee(name, create_department(department)[0].id, details)
+        except InvalidInput as error:
+            if error.errors != UNKNOWN_DEPARTMENT:
+                raise
+            raise LostRace from error  # the department was deleted meanwhile
+
+    return transactions.retry(attempt, current_settings().retry_policy)
+
+
+def _create_employee(
+    name: str, department_id: int | None, details: Mapping[str, Any]
+) -> tuple[Employee, bool]:
+    try:
+        return Employee.get_or_create(name=name, department_id=department_id, defaults=details)
+    except IntegrityError as error:
+        if transactions.sqlstate(error) != FOREIGN_KEY_VIOLATION:
+            raise
+        known = _exists(Department, department_id)
+        raise InvalidInput(UNKNOWN_MANAGER if known else UNKNOWN_DEPARTMENT) from error
+
+
+def _require_manager(id: int | None) -> None:
+    if id is not None and not _exists(Employee, id):
+        raise InvalidInput(UNKNOWN_MANAGER)
+
+
+def _exists(model: type[Record], id: int | None) -> bool:
+    found = read(lambda session: session.scalar(select(exists().where(model.id == id))))
+    # get_or_create takes a connection of its own; the request must not keep another meanwhile.
+    db.session.rollback()
+    return bool(found)
+
+
+def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRecord:
+    """Change a record's columns and return it.
+
+    Raises RecordNotFound, RecordIsDuplicate, NaturalKeyTaken, RecordHasDuplicates where the key
+    would change under the record's duplicates, and InvalidInput for an id that nothing has.
+    """
+
+    def work(session: Session, unanswered: AnyRecord | None) -> AnyRecord:
+        record = session.get(model, id)
+        if record is None and unanswered is not None:
+            return unanswered  # changed by us, then deleted by somebody else
+        record = _require_canonical(model, id, record)
+        values = _resolved(session, id, changes)
+        _require_free_key(session, record, values)
+        for name, value in values.items():
+            setattr(record, name, value)
+        return record
+
+    return _run(model, work)
+
+
+def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
+    """Delete a record; a department with employees only if ``cascade``, and then with them.
+
+    Raises RecordNotFound, RecordIsDuplicate, RecordHasDuplicates, DepartmentNotEmpty, and
+    RecordInUse where other rows, perhaps of other tables, still refer to the record.
+    """
+
+    def work(session: Session, unanswered: int | None) -> int:
+        record = session.get(model, id)
+        if record is None and unanswered is not None:
+            return unanswered  # deleted by us, only that the reply to COMMIT was lost
+        record = _require_canonical(model, id, record)
+        _require_no_duplicates(session, record)
+        if isinstance(record, Department):
+            _empty(session, record, cascade)
+        session.delete(record)
+        return id
+
+    try:
+        _run(model, work)
+    except IntegrityError as error:
+        if transactions.sqlstate(error) != FOREIGN_KEY_VIOLATION:
+            raise
+        raise RecordInUse(model.__name__, id) from error
+
+
+def _run(model: type[Record], work: Callable[[Session, Result | None], Result]) -> Result:
+    policy = current_settings().retry_policy
+    return transactions.run(db.engine, work, policy, RACE_INDEXES)
+
+
+RACE_INDEXES = race_indexes(Department.__tablename__) | race_indexes(Employee.__tablename__)
+
+
+def _require_canonical(model: type[Record], id: int, record: AnyRecord | None) -> AnyRecord:
+    if record is None:
+        raise RecordNotFound(model.__name__, id)
+    if record.duplicate_of_id is not None:
+        raise RecordIsDuplicate(model.__name__, id, record.duplicate_of_id)
+    return record
+
+
+def _require_no_duplicates(session: Session, record: Record) -> None:
+    model = type(record)
+    if session.scalar(select(exists().where(model.duplicate_of_id == record.id))):
+        raise RecordHasDuplicates(model.__name__, record.id)
+
+
+def _require_free_key(session: Session, record: Record, values: Mapping[str, Any]) -> None:
+    """Refuse a change of the natural key that the record's duplicates or another row forbid."""
+    model = type(record)
+    key = {name: getattr(record, name) for name in model.__natural_key__}
+    wanted = {name: values.get(name, value) for name, value in key.items()}
+    if wanted == key:
+        return
+    _require_no_duplicates(session, record)
+    others = select(model.id).where(model.has_natural_key(**wanted), model.id != record.id)
+    taken_by = session.scalar(others.order_by(model.id).limit(1))
+    if taken_by is not None:
+        raise NaturalKeyTaken(model.__name__, taken_by)
+
+
+def _resolved(session: Session, id: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes with names normalised and references led to canonical rows."""
+    values = {name: normalise(value) for name, value in changes.items()}
+    if "department" in values:
+        values["department_id"] = _department_named(session, values.pop("department")).id
+    elif "department_id" in values:
+        department = session.get(Department, values["department_id"])
+        values["department_id"] = _canonical_id(department, UNKNOWN_DEPARTMENT)
+    if values.get("manager_id") is not None:
+        manager = session.get(Employee, values["manager_id"])
+        values["manager_id"] = _canonical_id(manager, UNKNOWN_MANAGER)
+        if values["manager_id"] == id:
+            raise InvalidInput(OWN_MANAGER)
+    return values
+
+
+def _canonical_id(record: Record | None, unknown: Mapping[str, Sequence[str]]) -> int:
+    if record is None:
+        raise InvalidInput(unknown)
+    return record.duplicate_of_id or record.id
+
+
+def _department_named(session: Session, name: str) -> Department:
+    """Find or add a department within the transaction at hand, which SERIALIZABLE makes safe."""
+    query = select(Department).where(Department.has_natural_key(name=name))
+    department = session.scalars(query.order_by(Department.id).limit(1)).first()
+    if department is None:
+        department = Department(name=name)
+        session.add(department)
+        session.flush()
+    return department
+
+
+def _empty(session: Session, department: Department, cascade: bool) -> None:
+    members = Employee.department_id == department.id
+    if cascade:
+        session.execute(delete(Employee).where(members))
+    elif session.scalar(select(exists().where(members))):
+        raise DepartmentNotEmpty(Department.__name__, department.id)

@@ -1,0 +1,429 @@
+"""Find the row of a natural key or create it, without ever making a second one.
+
+The look-up and the insert are one statement, in one serializable transaction, in one round trip.
+PostgreSQL refuses one of two transactions that both found nothing and inserted the same key, and
+the retry then finds the row of the other. No unique constraint is needed; where there is one (the
+guard) it is a second, independent defence.
+
+Take this module, ``transactions.py`` and ``errors.py`` into a project of your own: they import
+SQLAlchemy and nothing else of Rollcall. ``docs/adopting.md`` shows how.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    BindParameter,
+    Column,
+    ColumnElement,
+    CompoundSelect,
+    Dialect,
+    Engine,
+    ForeignKey,
+    Select,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    inspect,
+    literal,
+    null,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import array
+from sqlalchemy.orm import (
+    Mapped,
+    Mapper,
+    Session,
+    declared_attr,
+    make_transient_to_detached,
+    mapped_column,
+    scoped_session,
+)
+from sqlalchemy.orm.attributes import instance_state, set_committed_value
+
+from app.transactions import RetryPolicy, execute
+
+Model = TypeVar("Model", bound="GetOrCreateMixin")
+
+KEPT_BY_THE_MIXIN = frozenset({"creation_token", "duplicate_of_id"})
+
+
+def normalise(value: Any) -> Any:
+    """Return a string in NFC, trimmed, inner white space folded to a blank; others as they are."""
+    if not isinstance(value, str):
+        return value
+    return " ".join(unicodedata.normalize("NFC", value).split())
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where a model's work is done: what :meth:`GetOrCreateMixin.bind` was given."""
+
+    engine: Engine | Callable[[], Engine]
+    session: Session | scoped_session[Any] | Callable[[], Session]
+    policy: RetryPolicy | Callable[[], RetryPolicy]
+
+
+class GetOrCreateMixin:
+    """Give a model with a natural key :meth:`get_or_create`.
+
+    The model names its key, ``__natural_key__ = ("department_id", "name")``, and has a primary key
+    of one column. The mixin brings two columns: ``duplicate_of_id``, empty in the canonical row of
+    a key, and ``creation_token``, which says which call created the row.
+    """
+
+    __tablename__: Any
+    __natural_key__: ClassVar[tuple[str, ...]]
+    __binding__: ClassVar[Binding]
+
+    @declared_attr
+    def duplicate_of_id(cls) -> Mapped[int | None]:
+        return mapped_column(BigInteger, ForeignKey(f"{cls.__tablename__}.id"))
+
+    creation_token: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+
+    @classmethod
+    def bind(
+        cls,
+        engine: Engine | Callable[[], Engine],
+        session: Session | scoped_session[Any] | Callable[[], Session],
+        policy: RetryPolicy | Callable[[], RetryPolicy] = RetryPolicy(),  # noqa: B008 - frozen
+    ) -> None:
+        """Tell this model, or all models of a base class, where to work.
+
+        ``engine`` gives the connections that get_or_create takes for itself, ``session`` is where
+        the instances it returns live. Each may be a callable, asked at every call.
+        """
+        cls.__binding__ = Binding(engine, session, policy)
+
+    @classmethod
+    def get_or_create(
+        cls: type[Model], defaults: Mapping[str, Any] | None = None, **key: Any
+    ) -> tuple[Model, bool]:
+        """Return the canonical row of the natural key, and whether this call created it.
+
+        ``key`` is exactly the natural key; ``defaults`` are further columns, used only if the row
+        is created. Strings of the key are stored normalised, and found as they were sent too. A
+        reference to a duplicate is stored as one to its canonical row. The row is committed when
+        this returns, whatever becomes of the bound session's transaction; the instance comes back
+        loaded and attached to that session, with the changes that are pending there kept.
+
+        Mapper events and reconstructors do not run. A caller whose session holds a connection
+        needs a second one from the pool.
+
+        Raises TypeError, before the database is touched, for a wrong key or an unknown column;
+        ContentionError when the race could not be won in time; and the driver's error, as
+        SQLAlchemy wraps it, for a value that the database refuses.
+        """
+        shape, values = describe(cls, key, dict(defaults or {}))
+        engine: Engine = _ask(cls.__binding__.engine)
+
+        def statement(attempt: int) -> tuple[str, Mapping[str, Any]]:
+            # An attempt whose reply was lost may have created the row, and somebody may have
+            # renamed it since: from the second attempt on, look for our token as well.
+            plan = plan_for(shape._replace(by_token=attempt > 1), engine.dialect)
+            return plan.sql, plan.parameters(values)
+
+        policy: RetryPolicy = _ask(cls.__binding__.policy)
+        rows = execute(engine, statement, policy, race_indexes(cls.__tablename__))
+        row = plan_for(shape, engine.dialect).read(rows[0])
+        instance = attach(_ask(cls.__binding__.session), cls, row)
+        return instance, row["creation_token"] == values["token"]
+
+    @classmethod
+    def has_natural_key(cls, **key: Any) -> ColumnElement[bool]:
+        """Return the condition that a row is a canonical one of the natural key."""
+        _require_natural_key(cls, key)
+        columns = columns_of(cls)
+        conditions = [
+            equals(columns[name], [_literal(columns[name], text) for text in spellings(value)])
+            for name, value in key.items()
+        ]
+        return and_(columns["duplicate_of_id"].is_(None), *conditions)
+
+
+def _literal(column: Column[Any], value: Any) -> ColumnElement[Any]:
+    return canonical(column, literal(value, column.type))
+
+
+def _ask(given: Any) -> Any:
+    return given() if callable(given) else given
+
+
+def race_indexes(table: str) -> frozenset[str]:
+    """Return the names of the unique indexes that a race of get_or_create can run into."""
+    return frozenset({f"uq_{table}_natural_key", f"uq_{table}_creation_token"})
+
+
+def spellings(value: Any) -> list[Any]:
+    """Return what a value of a key is looked up as: normalised, and as sent if that differs."""
+    if value is None:
+        return []
+    normalised = normalise(value)
+    return [normalised] if normalised == value else [normalised, value]
+
+
+def columns_of(model: type[GetOrCreateMixin]) -> Mapping[str, Column[Any]]:
+    """Return the model's own columns by the name of their attribute."""
+    return _columns_of(inspect(model))
+
+
+@lru_cache(maxsize=256)
+def _columns_of(mapper: Mapper[Any]) -> Mapping[str, Column[Any]]:
+    columns = {attribute.key: attribute.columns[0] for attribute in mapper.column_attrs}
+    return {key: column for key, column in columns.items() if isinstance(column, Column)}
+
+
+class Shape(NamedTuple):
+    """What two calls have in common that can be sent as the same SQL."""
+
+    model: type[GetOrCreateMixin]
+    spellings: tuple[int, ...]  # of each part of the natural key: 0 is NULL
+    given: tuple[str, ...]  # the further columns that have a value
+    by_token: bool = False
+
+
+def describe(
+    model: type[GetOrCreateMixin], key: Mapping[str, Any], given: dict[str, Any]
+) -> tuple[Shape, dict[str, Any]]:
+    """Return the shape of a call and its values by parameter name; the token is a new one."""
+    _require_natural_key(model, key)
+    _require_further_columns(model, given)
+    given |= _python_defaults(model, given)
+    texts = [spellings(key[name]) for name in model.__natural_key__]
+    values: dict[str, Any] = {"token": uuid.uuid4()}
+    for part, text in enumerate(texts):
+        values |= {f"key_{part}_{number}": value for number, value in enumerate(text)}
+    values |= {f"given_{number}": value for number, value in enumerate(given.values())}
+    return Shape(model, tuple(map(len, texts)), tuple(given)), values
+
+
+def _require_natural_key(model: type[GetOrCreateMixin], key: Mapping[str, Any]) -> None:
+    if set(key) != set(model.__natural_key__):
+        raise TypeError(
+            f"the natural key of {model.__name__} is {', '.join(model.__natural_key__)}; "
+            f"got {', '.join(key) or 'nothing'}"
+        )
+
+
+def _require_further_columns(model: type[GetOrCreateMixin], given: Mapping[str, Any]) -> None:
+    allowed = columns_of(model).keys() - set(model.__natural_key__) - KEPT_BY_THE_MIXIN
+    if unknown := sorted(given.keys() - allowed):
+        raise TypeError(f"{', '.join(unknown)}: not among the defaults {model.__name__} can have")
+
+
+class _NoContext:
+    """Stands in for SQLAlchemy's execution context, which there is none of."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise TypeError("get_or_create cannot evaluate a column default that reads its context")
+
+
+def _python_defaults(model: type[GetOrCreateMixin], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate the columns' own defaults, as an ORM flush would, for what was not given."""
+    values = {}
+    for name, column in columns_of(model).items():
+        default: Any = column.default
+        if default is None or name in given or name in model.__natural_key__:
+            continue
+        if default.is_callable:
+            values[name] = default.arg(_NoContext())
+        elif default.is_scalar:
+            values[name] = default.arg
+    return values
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A statement compiled for a dialect, with what converts values on the way in and out."""
+
+    sql: str
+    fixed: Mapping[str, Any]
+    bind: Mapping[str, Callable[[Any], Any] | None]
+    result: Mapping[str, Callable[[Any], Any] | None]
+
+    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the driver's parameters for the values of a call."""
+        return {
+            **self.fixed,
+            **{name: _convert(self.bind[name], value) for name, value in values.items()},
+        }
+
+    def read(self, row: Sequence[Any]) -> dict[str, Any]:
+        """Return a row's values by attribute."""
+        return {
+            name: _convert(convert, value)
+            for (name, convert), value in zip(self.result.items(), row, strict=True)
+        }
+
+
+def _convert(convert: Callable[[Any], Any] | None, value: Any) -> Any:
+    return value if convert is None else convert(value)
+
+
+@lru_cache(maxsize=1024)
+def plan_for(shape: Shape, dialect: Dialect) -> Plan:
+    """Compile the statement of a shape, once."""
+    columns = columns_of(shape.model)
+    types = {name: column.type.dialect_impl(dialect) for name, column in columns.items()}
+    compiled = build(shape).compile(dialect=dialect)
+    parameters = _parameters(shape)
+    return Plan(
+        sql=str(compiled),
+        fixed={name: value for name, value in compiled.params.items() if name not in parameters},
+        bind={name: types[of].bind_processor(dialect) for name, of in parameters.items()},
+        result={name: kind.result_processor(dialect, None) for name, kind in types.items()},
+    )
+
+
+def _parameters(shape: Shape) -> dict[str, str]:
+    """Return the attribute that each parameter of the statement is a value of."""
+    parts = zip(shape.model.__natural_key__, shape.spellings, strict=True)
+    names = {
+        f"key_{part}_{number}": attribute
+        for part, (attribute, count) in enumerate(parts)
+        for number in range(count)
+    }
+    names |= {f"given_{number}": attribute for number, attribute in enumerate(shape.given)}
+    return names | {"token": "creation_token"}
+
+
+def build(shape: Shape) -> CompoundSelect[Any]:
+    """Build the statement: the canonical row of the key, or else the row that it inserts.
+
+    ``matching`` is materialised so that the planner looks in the index of the key. It would not
+    if it believed that walking the primary key in order finds a match sooner, and at SERIALIZABLE
+    a walk locks every page that it reads.
+    """
+    columns = columns_of(shape.model)
+    table = columns["creation_token"].table
+    operands = _operands(shape)
+    matching = _matching(shape, operands).cte("matching").prefix_with("MATERIALIZED")
+    found = _oldest(shape, matching).cte("found")
+    values = _inserted(shape, operands)
+    created = (
+        insert(table)
+        .from_select(
+            list(values),
+            select(*values.values()).where(~exists(select(found))),
+            include_defaults=False,
+        )
+        .returning(*table.columns)
+        .cte("created")
+    )
+    return union_all(select(*found.columns), select(*created.columns))
+
+
+Operands = Mapping[str, list[ColumnElement[Any]]]
+
+
+def _operands(shape: Shape) -> Operands:
+    """Return, by attribute, what the statement compares with or stores: spellings, or a value."""
+    key = shape.model.__natural_key__
+    operands: dict[str, list[ColumnElement[Any]]] = {name: [] for name in key}
+    for parameter, attribute in _parameters(shape).items():
+        column = columns_of(shape.model)[attribute]
+        value = bindparam(parameter, type_=column.type)
+        operands.setdefault(attribute, []).append(canonical(column, value))
+    return operands
+
+
+def canonical(column: ColumnElement[Any], value: BindParameter[Any]) -> ColumnElement[Any]:
+    """Lead a reference to a duplicate to its canonical row, within the statement.
+
+    Two employees of one key would otherwise be canonical side by side, one of them under a
+    duplicate of their department. An unknown id stays as it is, for the foreign key to refuse.
+    """
+    targets = (foreign_key.column for foreign_key in column.foreign_keys)
+    target = next((to for to in targets if "duplicate_of_id" in to.table.columns), None)
+    if target is None:
+        return value
+    kept = func.coalesce(target.table.columns["duplicate_of_id"], target)
+    row = select(kept).where(target == value).correlate(None).scalar_subquery()
+    return func.coalesce(row, value)
+
+
+def _matching(shape: Shape, operands: Operands) -> Select[Any]:
+    columns = columns_of(shape.model)
+    wanted = and_(*(equals(columns[name], operands[name]) for name in shape.model.__natural_key__))
+    if shape.by_token:
+        wanted = or_(wanted, equals(columns["creation_token"], operands["creation_token"]))
+    return select(*columns.values()).where(columns["duplicate_of_id"].is_(None), wanted)
+
+
+def equals(
+    column: ColumnElement[Any], operands: Sequence[ColumnElement[Any]]
+) -> ColumnElement[bool]:
+    """Compare with any of the operands; none means NULL.
+
+    ``IS NOT DISTINCT FROM`` would be one expression for all, but PostgreSQL uses no index for it.
+    """
+    if not operands:
+        return column.is_(None)
+    if len(operands) == 1:
+        return column == operands[0]
+    return column == any_(array(operands))
+
+
+def _oldest(shape: Shape, matching: CTE) -> Select[Any]:
+    columns = columns_of(shape.model)
+    (primary_key,) = columns["creation_token"].table.primary_key
+    order: list[ColumnElement[Any]] = [matching.columns[primary_key.key]]
+    if shape.by_token:
+        token = bindparam("token", type_=columns["creation_token"].type)
+        order.insert(0, matching.columns["creation_token"].is_distinct_from(token))
+    return select(*matching.columns).order_by(*order).limit(1)
+
+
+def _inserted(shape: Shape, operands: Operands) -> dict[str, ColumnElement[Any]]:
+    """Return what to store, by column name: the first spelling, the values, SQL defaults."""
+    values = {}
+    for attribute, column in columns_of(shape.model).items():
+        default: Any = column.default
+        if attribute in operands:
+            values[column.name] = operands[attribute][0] if operands[attribute] else null()
+        elif default is not None:
+            values[column.name] = default.next_value() if default.is_sequence else default.arg
+    return values
+
+
+def attach(session: Session, model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Return the session's instance of a row, given all the row's values by attribute.
+
+    An instance that the session has already is brought up to date, except for the attributes
+    with changes that were not flushed yet.
+    """
+    mapper = inspect(model)
+    (primary_key,) = (mapper.get_property_by_column(column).key for column in mapper.primary_key)
+    key = mapper.identity_key_from_primary_key((values[primary_key],))
+    known: Model | None = session.identity_map.get(key)
+    if known is not None:
+        return _refresh(known, values)
+    instance: Model = mapper.class_manager.new_instance()
+    for name, value in values.items():
+        set_committed_value(instance, name, value)
+    make_transient_to_detached(instance)
+    session.add(instance)
+    return instance
+
+
+def _refresh(instance: Model, values: Mapping[str, Any]) -> Model:
+    attributes = instance_state(instance).attrs
+    for name, value in values.items():
+        if not attributes[name].history.has_changes():
+            set_committed_value(instance, name, value)
+    return instance

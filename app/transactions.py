@@ -1,0 +1,289 @@
+"""Run a unit of work at SERIALIZABLE, again and again, until the database accepts it.
+
+PostgreSQL lets a serializable transaction fail at any statement, COMMIT included, and asks the
+application to run the complete transaction again, with the logic that decides what it does (manual,
+"Serializable Isolation Level"). :func:`retry` is that loop, the only one here. Two kinds of work go
+through it: a callable with a session of its own (:func:`run`), and one statement (:func:`execute`).
+
+This module knows no Flask and no model: take it, together with ``errors.py``, where you need it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Row
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from app.errors import ContentionError, DatabaseAway, LostRace
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+SERIALIZATION_FAILURE = "40001"
+DEADLOCK_DETECTED = "40P01"
+LOCK_NOT_AVAILABLE = "55P03"
+UNIQUE_VIOLATION = "23505"
+CANNOT_CONNECT_NOW = "57P03"
+TOO_MANY_CONNECTIONS = "53300"
+
+LOST_THE_RACE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to try, how long to wait in between, and what one try may take; in seconds.
+
+    ``deadline`` bounds the whole: no attempt begins after it. It covers connecting and waiting
+    for the pool, so that an attempt begun just before it may last one ``pool_timeout`` longer.
+    """
+
+    attempts: int = 20
+    deadline: float = 10.0
+    wait_initial: float = 0.005
+    wait_max: float = 0.5
+    lock_timeout: float = 2.0
+    statement_timeout: float = 10.0
+
+
+def backoff(
+    retry: int, policy: RetryPolicy, uniform: Callable[[float, float], float] = random.uniform
+) -> float:
+    """Return the seconds to wait before the given retry, counted from 1.
+
+    The first is at once: the victim of a serialization failure can succeed straight away
+    (PostgreSQL's README-SSI). The others have full jitter under a doubling, capped bound.
+    """
+    if retry == 1:
+        return 0.0
+    exponent = min(retry - 2, 32)
+    return uniform(0.0, min(policy.wait_max, policy.wait_initial * 2.0**exponent))
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of an error: psycopg2 calls it pgcode, psycopg and asyncpg sqlstate."""
+    original = getattr(error, "orig", None)
+    return getattr(original, "pgcode", None) or getattr(original, "sqlstate", None)
+
+
+def violated_constraint(error: BaseException) -> str | None:
+    """Return the name of the constraint or index that an integrity error names."""
+    diagnostics = getattr(getattr(error, "orig", None), "diag", None)
+    return getattr(diagnostics, "constraint_name", None)
+
+
+def is_retryable(error: BaseException, race_indexes: Collection[str] = ()) -> bool:
+    """Tell whether running the complete unit of work again can help.
+
+    A lost race, a lost connection (a re-run looks again, so that also a lost reply to COMMIT ends
+    well), a server that is away, and a pool that is used up are. A unique violation is only one of
+    ``race_indexes``, the indexes that the work itself relies on; any other is the caller's.
+    """
+    if isinstance(error, (LostRace, DatabaseAway, PoolTimeout)):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = sqlstate(error)
+    if state == UNIQUE_VIOLATION:
+        return violated_constraint(error) in race_indexes
+    return error.connection_invalidated or state in LOST_THE_RACE
+
+
+def retry(
+    attempt: Callable[[int], Result],
+    policy: RetryPolicy,
+    race_indexes: Collection[str] = (),
+    sleep: Callable[[float], object] = time.sleep,
+) -> Result:
+    """Call ``attempt`` with 1, 2, 3 … until it returns, and return what it does.
+
+    An error that is not retryable passes as it is. Raises :class:`ContentionError`, from the last
+    error, when the policy's attempts or its deadline are spent.
+    """
+    started = time.monotonic()
+    number = 1
+    while True:
+        try:
+            return attempt(number)
+        except Exception as error:
+            if not is_retryable(error, race_indexes):
+                raise
+            elapsed = time.monotonic() - started
+            wait = backoff(number, policy)
+            if number >= policy.attempts or elapsed + wait >= policy.deadline:
+                raise ContentionError(number, elapsed, sqlstate(error)) from error
+            _log_retry(number, sqlstate(error))
+        sleep(wait)
+        number += 1
+
+
+def _log_retry(attempt: int, state: str | None) -> None:
+    logger.warning(
+        "transaction retry: attempt=%d sqlstate=%s",
+        attempt,
+        state,
+        extra={"event": "transaction_retry", "attempt": attempt, "sqlstate": state},
+    )
+
+
+def run(
+    engine: Engine,
+    work: Callable[[Session, Result | None], Result],
+    policy: RetryPolicy,
+    race_indexes: Collection[str] = (),
+) -> Result:
+    """Run ``work(session, unanswered)`` in a transaction of its own at SERIALIZABLE, and commit.
+
+    Each attempt gets a new session, closed on every way out. ``unanswered`` is what the work
+    returned in an earlier attempt whose COMMIT got no reply, and None otherwise: that commit may
+    have happened, so that, say, a deletion which now finds nothing knows that it was the one.
+    Objects stay loaded after the commit. Raises what the work raises, and see :func:`retry`.
+    """
+    unanswered: Result | None = None
+
+    def attempt(number: int) -> Result:
+        nonlocal unanswered
+        with (
+            connect(engine, "SERIALIZABLE") as connection,
+            Session(connection, expire_on_commit=False) as session,
+        ):
+            # By way of the session: it commits only a transaction that it began itself.
+            session.connection().exec_driver_sql(limits(policy))
+            result = work(session, unanswered)
+            session.flush()
+            try:
+                session.commit()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    unanswered = result
+                raise
+            return result
+
+    return retry(attempt, policy, race_indexes)
+
+
+def execute(
+    engine: Engine,
+    statement: Callable[[int], tuple[str, Mapping[str, Any]]],
+    policy: RetryPolicy,
+    race_indexes: Collection[str],
+) -> Sequence[Row[Any]]:
+    """Run one statement as a serializable transaction, in one round trip, and return its rows.
+
+    ``statement(attempt)`` gives driver SQL and its parameters. SET TRANSACTION and the statement
+    travel as one simple query, which PostgreSQL runs as one transaction: the shortest there can
+    be, and one that keeps its isolation level through PgBouncer in transaction mode.
+    """
+
+    def attempt(number: int) -> Sequence[Row[Any]]:
+        sql, parameters = statement(number)
+        with connect(engine, "AUTOCOMMIT") as connection:
+            return connection.exec_driver_sql(f"{BEGIN}{limits(policy)}{sql}", parameters).all()
+
+    return retry(attempt, policy, race_indexes)
+
+
+BEGIN = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; "
+
+
+def limits(policy: RetryPolicy) -> str:
+    """Return the settings of one transaction, as SQL.
+
+    SET LOCAL, since PgBouncer refuses them as start-up options. A table of a few rows is scanned
+    sequentially even where it has an index, and that locks the whole relation against every
+    insert: hence ``enable_seqscan``.
+    """
+    return (
+        "SET LOCAL enable_seqscan = off; "
+        f"SET LOCAL lock_timeout = {_milliseconds(policy.lock_timeout)}; "
+        f"SET LOCAL statement_timeout = {_milliseconds(policy.statement_timeout)}; "
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def connect(engine: Engine, isolation_level: str) -> Connection:
+    """Take a connection from the engine's pool, at the isolation level.
+
+    Raises :class:`DatabaseAway` when the server cannot be reached or takes nobody just now, and
+    the driver's error when it can and said no: a bad password, no such database.
+    """
+    with reaching(engine):
+        connection = engine.connect()
+    return connection.execution_options(isolation_level=isolation_level)
+
+
+@contextmanager
+def reaching(engine: Engine) -> Iterator[None]:
+    """Raise DatabaseAway for an error of connecting that time may heal."""
+    try:
+        yield
+    except OperationalError as error:
+        if is_away(engine):
+            raise DatabaseAway from error
+        raise
+
+
+def is_away(engine: Engine) -> bool:
+    """Tell whether one of the engine's servers does not take connections now.
+
+    psycopg2 gives no SQLSTATE for a failed connect, hence this second question.
+    """
+    _, arguments = engine.dialect.create_connect_args(engine.url)
+    hosts = str(arguments.get("host") or "localhost").split(",")
+    ports = str(arguments.get("port") or "").split(",")
+    if len(ports) == 1:
+        ports = ports * len(hosts)
+    user = str(arguments.get("user") or "postgres")
+    return not all(
+        _takes_connections(host, int(port or DEFAULT_PORT), user)
+        for host, port in zip(hosts, ports, strict=True)
+    )
+
+
+DEFAULT_PORT = 5432
+PROTOCOL_3 = 196608
+PING_TIMEOUT = 2.0
+
+
+def _takes_connections(host: str, port: int, user: str) -> bool:
+    """Ask as pg_isready does: a start-up packet, and a look at the first answer.
+
+    An authentication request, or a refusal for the user's own reasons, comes from a server that
+    takes connections (manual, "Frontend/Backend Protocol": start-up and ErrorResponse).
+    """
+    body = struct.pack("!i", PROTOCOL_3) + b"user\0" + user.encode() + b"\0\0"
+    try:
+        with _open_socket(host, port) as server:
+            server.sendall(struct.pack("!i", len(body) + 4) + body)
+            answer = server.recv(4096)
+    except OSError:
+        return False
+    turned_away = (f"\0C{state}\0".encode() for state in (CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS))
+    return bool(answer) and not any(state in answer for state in turned_away)
+
+
+def _open_socket(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port), PING_TIMEOUT)
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.settimeout(PING_TIMEOUT)
+        server.connect(f"{host}/.s.PGSQL.{port}")
+    except OSError:
+        server.close()
+        raise
+    return server

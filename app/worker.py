@@ -1,0 +1,66 @@
+"""gunicorn's threaded worker, which here stops without loss and answers every error as JSON."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.http import errors
+from gunicorn.workers.gthread import ThreadWorker
+
+from app.api.errors import Problem
+
+logger = logging.getLogger(__name__)
+
+STATUSES: dict[type[Exception], HTTPStatus] = {
+    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    errors.ForbiddenProxyRequest: HTTPStatus.FORBIDDEN,
+    errors.ParseException: HTTPStatus.BAD_REQUEST,
+}
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """Answers every connection that the kernel took before the stop, and errors as problems."""
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Stop listening, when the worker stops, only after taking what waits to be accepted.
+
+        gunicorn leaves those connections in the backlog, and the kernel resets them: requests of
+        clients that saw their connection succeed.
+        """
+        super().set_accept_enabled(enabled)
+        if enabled or self.alive:
+            return
+        for listener in self.sockets:
+            self._accept_all(listener)
+            listener.close()
+
+    def _accept_all(self, listener: Any) -> None:
+        before = -1
+        while before != self.nr_conns:
+            before = self.nr_conns
+            self.accept(listener)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what is not even HTTP; gunicorn's own answer is HTML that repeats the input."""
+        status = next((STATUSES[kind] for kind in STATUSES if isinstance(exc, kind)), None)
+        if status is None:
+            logger.error("unforeseen error in the worker", exc_info=exc)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+        problem = Problem(status, status.name.lower(), f"{status.description or status.phrase}.")
+        try:
+            client.sendall(_as_http(problem))
+        except OSError as error:
+            logger.debug("the client is gone: %s", error)
+
+
+def _as_http(problem: Problem) -> bytes:
+    response = problem.response()
+    body = response.get_data()
+    head = f"HTTP/1.1 {response.status}\r\nConnection: close\r\n"
+    headers = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    return f"{head}{headers}\r\n".encode() + body

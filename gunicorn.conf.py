@@ -1,0 +1,52 @@
+"""How gunicorn serves Rollcall: ``gunicorn wsgi:app`` reads this file."""
+
+import signal
+import sys
+
+from app import create_app
+from app.config import load_settings
+from app.database import bootstrap_database
+from app.db import db
+from app.errors import ConfigurationError
+from migrations_bootstrap import BootstrapError
+
+try:
+    settings = load_settings()
+except ConfigurationError as error:
+    sys.exit(f"rollcall: {error}")
+
+bind = settings.address
+workers = settings.workers
+worker_class = "app.worker.Worker"
+threads = settings.threads
+keepalive = 5
+# A request may wait for one retry deadline and one pool time-out; only a stuck worker takes longer.
+timeout = 60
+graceful_timeout = 30
+loglevel = settings.log_level.lower()
+control_socket_disable = True
+
+
+def on_starting(server):
+    """Bring the database up once, before the workers; stop with one line where that fails."""
+    try:
+        with create_app().app_context():
+            bootstrap_database()
+    except (BootstrapError, ConfigurationError) as error:
+        server.log.critical("%s", error)
+        sys.exit(1)
+
+
+def when_ready(server):
+    """Say where to look."""
+    for address in server.LISTENERS:
+        server.log.info("Swagger UI: %s/api/v1/", address)
+
+
+def post_fork(server, worker):
+    """Begin a worker's life: mortal, and with no connection that another process opened."""
+    # Until the worker sets its own handlers it has the master's, which would swallow a SIGTERM.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if server.cfg.preload_app:
+        with worker.app.wsgi().app_context():
+            db.engine.dispose(close=False)

@@ -1,0 +1,1 @@
+"""The revisions, oldest first. Indexes that can fail are not here but in indexes.py."""

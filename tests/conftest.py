@@ -1,0 +1,157 @@
+"""A real PostgreSQL for every test: the embedded server, in a folder that goes with the run."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import Engine, create_engine, make_url
+
+from app import create_app
+from app.db import db
+from app.models import NATURAL_KEYS
+from migrations_bootstrap import bootstrap
+from migrations_bootstrap.embedded import EmbeddedServer
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """The server; fsync is off, which keeps every commit through kill -9 of its processes."""
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-tests-"))
+    folder.chmod(0o755)  # as root the server runs as another user, who has to get in
+    server = EmbeddedServer(folder, settings={"fsync": "off"})
+    server.attach()
+    yield server
+    server.release()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server_url(server: EmbeddedServer) -> str:
+    """The maintenance database, as superuser."""
+    return server.url("postgres")
+
+
+@pytest.fixture(scope="session")
+def administrator(server_url: str) -> Iterator[Engine]:
+    """An engine on the maintenance database, for creating and dropping others."""
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+def drop(administrator: Engine, url: str) -> None:
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(
+            f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)'
+        )
+
+
+@pytest.fixture
+def empty_database(server: EmbeddedServer, administrator: Engine) -> Iterator[str]:
+    """The URL of a database that does not exist."""
+    url = server.url(f"missing_{next(numbers)}")
+    yield url
+    drop(administrator, url)
+
+
+@pytest.fixture
+def fresh_database(empty_database: str, administrator: Engine) -> str:
+    """The URL of a database with nothing in it."""
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{make_url(empty_database).database}"')
+    return empty_database
+
+
+@pytest.fixture(scope="session")
+def guarded_url(server: EmbeddedServer) -> str:
+    """A migrated database with its guards, emptied before each test."""
+    url = server.url("guarded")
+    bootstrap(url, NATURAL_KEYS)
+    return url
+
+
+@pytest.fixture(scope="session")
+def migrated_url(server: EmbeddedServer) -> str:
+    """Another migrated database, which unguarded_url takes the guards off."""
+    url = server.url("unguarded")
+    bootstrap(url, NATURAL_KEYS)
+    return url
+
+
+@pytest.fixture
+def unguarded_url(migrated_url: str) -> str:
+    """A migrated database as a legacy one is: with look-up indexes, without guards."""
+    unguard(migrated_url)
+    return migrated_url
+
+
+def unguard(url: str) -> None:
+    """Replace the guards by look-up indexes. A start of the service puts the guards back."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for table, key in NATURAL_KEYS.items():
+            connection.exec_driver_sql(
+                f"DROP INDEX IF EXISTS uq_{table}_natural_key;"
+                f"CREATE INDEX IF NOT EXISTS ix_{table}_natural_key ON {table} ({', '.join(key)})"
+                " WHERE duplicate_of_id IS NULL"
+            )
+    engine.dispose()
+
+
+def empty(url: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE employee, department RESTART IDENTITY CASCADE")
+    engine.dispose()
+
+
+@pytest.fixture
+def database_url(guarded_url: str) -> str:
+    """The database that a test uses; a test of races overrides this to use both kinds."""
+    empty(guarded_url)
+    return guarded_url
+
+
+@pytest.fixture(params=["guarded_url", "unguarded_url"])
+def either_url(request: pytest.FixtureRequest) -> str:
+    """A database with guards, and then one without."""
+    url: str = request.getfixturevalue(request.param)
+    empty(url)
+    return url
+
+
+@pytest.fixture
+def make_app() -> Iterator[Callable[..., Flask]]:
+    """Make applications that answer errors as production does."""
+    made = []
+
+    def make(url: str, **config: object) -> Flask:
+        app = create_app(
+            {"DATABASE_URL": url, "TESTING": True, "PROPAGATE_EXCEPTIONS": False, **config}
+        )
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask], database_url: str) -> Flask:
+    return make_app(database_url)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()

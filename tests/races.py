@@ -1,0 +1,95 @@
+"""Make races happen, rather than hope for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+INSERTS_WAIT = """
+CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
+CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION wait_for_the_test();
+"""
+INSERTS_WAIT_NO_MORE = "DROP TRIGGER wait ON {table}; DROP FUNCTION wait_for_the_test();"
+WAITING = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+
+
+class Gate:
+    """Holds inserts back that have done their look-up."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.lock = engine.connect()
+        self.lock.exec_driver_sql("SELECT pg_advisory_lock(1)")
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many inserts are held."""
+        eventually(lambda: waiting(self.engine) == count)
+
+    def open(self) -> None:
+        """Let them go on, and whatever comes later."""
+        self.lock.exec_driver_sql("SELECT pg_advisory_unlock(1)")
+
+
+@contextmanager
+def inserts_held(engine: Engine, table: str) -> Iterator[Gate]:
+    """Hold back what is inserted into the table, until the gate is opened."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(INSERTS_WAIT.format(table=table))
+    gate = Gate(engine)
+    yield gate
+    gate.lock.close()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(INSERTS_WAIT_NO_MORE.format(table=table))
+
+
+@contextmanager
+def inserts_meet(engine: Engine, table: str, count: int) -> Iterator[None]:
+    """Hold inserts into the table back until ``count`` of them have all done their look-up."""
+
+    def open_when_all_are_there() -> None:
+        gate.wait_for(count)
+        gate.open()
+
+    with inserts_held(engine, table) as gate:
+        opener = threading.Thread(target=open_when_all_are_there)
+        opener.start()
+        yield
+        opener.join()
+
+
+def waiting(engine: Engine) -> int:
+    """Return how many sessions wait for the test."""
+    with engine.connect() as connection:
+        return int(connection.scalar(WAITING) or 0)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until the condition holds; fail after a while."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)
+
+
+def together(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run the tasks in threads of their own; return what each returned or raised."""
+    outcomes: list[Any] = [None] * len(tasks)
+
+    def run(number: int) -> None:
+        try:
+            outcomes[number] = tasks[number]()
+        except Exception as error:  # the test looks at it
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(tasks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes

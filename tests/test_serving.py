@@ -1,0 +1,242 @@
+"""The service under gunicorn: start, load from many clients, and stop."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from app.worker import Worker
+from tests.conftest import unguard
+from tests.serving import Service, race, serving
+
+DEPARTMENTS = [f"Department {number}" for number in range(6)]
+EMPLOYEES = [
+    {"name": f"Person {number}", "department": DEPARTMENTS[number % 6], "title": f"T{number}"}
+    for number in range(160)
+]
+
+
+@contextmanager
+def serving_as_it_is(engine: Engine, folder: Path, **environment: str) -> Iterator[Service]:
+    """Serve a database; where it had no guards they are gone again when the service is up."""
+    unguarded = scalar(engine, "SELECT to_regclass('uq_employee_natural_key') IS NULL")
+    with serving(folder, DATABASE_URL=url_of(engine), **environment) as service:
+        if unguarded:
+            unguard(url_of(engine))
+        yield service
+
+
+@pytest.fixture
+def either(either_url: str) -> Iterator[Engine]:
+    """An engine on a guarded database, and on one that is not."""
+    engine = create_engine(either_url)
+    yield engine
+    engine.dispose()
+
+
+def scalar(engine: Engine, sql: str) -> Any:
+    with engine.connect() as connection:
+        return connection.scalar(text(sql))
+
+
+def url_of(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+def test_many_clients_of_many_workers_make_each_record_once(either: Engine, tmp_path: Path) -> None:
+    """Every row is posted by each of 16 clients in their own orders, departments by name."""
+    with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="3") as service:
+        tally = race(service, EMPLOYEES, clients=16)
+
+    assert tally.statuses == {201: len(EMPLOYEES), 200: 15 * len(EMPLOYEES)}
+    assert set(tally.created.values()) == {1}
+    assert scalar(either, "SELECT count(*) FROM employee") == len(EMPLOYEES)
+    assert scalar(either, "SELECT count(*) FROM department") == len(DEPARTMENTS)
+    assert scalar(either, "SELECT count(*) FROM employee WHERE title IS NULL") == 0
+
+
+def test_a_naive_loop_makes_duplicates_under_the_same_load(
+    unguarded_url: str, tmp_path: Path
+) -> None:
+    """The load above can fail: a loop that loses its isolation level with the first rollback."""
+    engine = create_engine(unguarded_url)
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE department, employee RESTART IDENTITY CASCADE"))
+    with serving(
+        tmp_path, "tests.naive:app", DATABASE_URL=unguarded_url, WEB_CONCURRENCY="3"
+    ) as service:
+        unguard(unguarded_url)
+        race(service, EMPLOYEES, clients=16)
+    duplicates = scalar(
+        engine, "SELECT count(*) - count(DISTINCT (department_id, name)) FROM employee"
+    )
+    engine.dispose()
+
+    assert duplicates > 0
+
+
+def test_a_start_brings_the_database_up(empty_database: str, tmp_path: Path) -> None:
+    """Created, migrated and guarded before the first request, and the log says where to look."""
+    with serving(tmp_path, DATABASE_URL=empty_database) as service:
+        status, state = service.call("GET", "/readyz")
+        assert (status, state["guards"]) == (200, {"department": True, "employee": True})
+        assert f"Swagger UI: http://127.0.0.1:{service.port}/api/v1/" in service.log.read_text()
+
+
+def test_a_start_on_a_legacy_database_says_what_to_run(fresh_database: str, tmp_path: Path) -> None:
+    """Nothing is touched, and gunicorn stops."""
+    engine = create_engine(fresh_database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE department (id int, name text)")
+    with serving(tmp_path, ready=False, DATABASE_URL=fresh_database) as service:
+        assert service.process.wait(30) == 1
+        log = service.log.read_text()
+    assert "run flask init-db" in log
+    assert "Traceback" not in log
+    assert scalar(engine, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DATABASE_URL", "mysql://u:secret@h/d"), ("ROLLCALL_POOL_SIZE", "many"), ("PORT", "x")],
+)
+def test_a_bad_setting_stops_the_start_with_one_line(name: str, value: str, tmp_path: Path) -> None:
+    """No traceback, no worker that boots again and again, no secret."""
+    with serving(tmp_path, ready=False, **{name: value}) as service:
+        assert service.process.wait(30) == 1
+        log = service.log.read_text()
+    assert log.startswith(f"rollcall: {name} ")
+    assert log.count("\n") == 1
+    assert "secret" not in log
+
+
+def test_an_unreachable_server_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    """Within the connect time-out."""
+    with serving(
+        tmp_path, ready=False, DATABASE_URL="postgresql://u:secret@127.0.0.1:1/d"
+    ) as service:
+        assert service.process.wait(10) == 1
+        log = service.log.read_text()
+    assert "Traceback" not in log
+    assert "secret" not in log
+
+
+def test_a_stop_under_load_loses_no_accepted_request(either: Engine, tmp_path: Path) -> None:
+    """What was sent before SIGTERM is answered, on old connections and on new ones."""
+    outcomes: Counter[Any] = Counter()
+    acknowledged: list[str] = []
+    under_way = threading.Event()
+
+    def post(name: str) -> Any:
+        try:
+            return service.call("POST", "/api/v1/employees", {"name": name, "department": "D"})[0]
+        except OSError as error:
+            return type(error)
+
+    def client(number: int) -> None:
+        outcome: Any = 201
+        while outcome == 201:
+            name = f"{number} {time.monotonic_ns()}"
+            outcome = post(name)
+            outcomes[outcome] += 1
+            if outcome == 201:
+                acknowledged.append(name)
+            if len(acknowledged) > 50:
+                under_way.set()
+
+    with serving_as_it_is(either, tmp_path) as service:
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        under_way.wait(30)
+        assert service.stop() == 0
+        for thread in threads:
+            thread.join()
+
+    with either.connect() as connection:
+        stored = set(connection.scalars(text("SELECT name FROM employee")))
+    assert set(acknowledged) <= stored
+    assert outcomes.keys() <= {201, ConnectionRefusedError}, outcomes
+    assert len(stored) == len(acknowledged)
+
+
+def test_a_connection_that_was_cut_does_not_show(either: Engine, tmp_path: Path) -> None:
+    """Backends are terminated between requests: reads and writes are run again."""
+    with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="1") as service:
+        for number in range(5):
+            assert service.call("POST", "/api/v1/departments", {"name": f"D{number}"})[0] == 201
+            scalar(
+                either,
+                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+                " WHERE application_name = 'rollcall'",
+            )
+            assert service.call("GET", "/api/v1/departments")[0] == 200
+            scalar(
+                either,
+                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+                " WHERE application_name = 'rollcall'",
+            )
+
+
+def test_a_preloaded_application_shares_no_connection(
+    either: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--preload loads it in the master, and each worker connects for itself."""
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--preload")
+    with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="2") as service:
+        tally = race(service, EMPLOYEES[:48], clients=4)
+    assert tally.statuses == {201: 48, 200: 3 * 48}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", 400),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nTransfer-Encoding: zebra\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+    ],
+)
+def test_what_is_not_even_http_is_a_problem_too(service: Service, sent: bytes, status: int) -> None:
+    """It never reaches the application."""
+    with socket.create_connection(("127.0.0.1", service.port), 5) as raw:
+        raw.sendall(sent)
+        answer = raw.makefile("rb").read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Content-Type: application/problem+json" in head
+    assert json.loads(body)["status"] == status
+
+
+def test_an_error_of_the_worker_itself_is_a_problem(caplog: pytest.LogCaptureFixture) -> None:
+    """500 and a traceback in the log; a client that is gone does not matter."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        worker = Worker.__new__(Worker)
+        worker.handle_error(None, mine, None, LookupError("Zebra"))
+        answer = theirs.recv(65536)
+        theirs.close()
+        worker.handle_error(None, mine, None, LookupError("Zebra"))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"Zebra" not in answer
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+@pytest.fixture(scope="module")
+def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that several tests share."""
+    with serving(tmp_path_factory.mktemp("service"), DATABASE_URL=guarded_url) as service:
+        yield service
