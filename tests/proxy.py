@@ -14,13 +14,15 @@ class LossyProxy:
     """Passes everything on, until a statement with ``lose_reply_to`` in it was answered.
 
     That answer is read from the server, so that the server is known to be done, and then the
-    client's connection is cut instead of passing it on. Each setting works once.
+    client's connection is cut instead of passing it on. Each setting works once. ``sent`` is what
+    clients sent, one item a packet.
     """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.lose_reply_to: bytes | None = None
         self.lost = 0
+        self.sent: list[bytes] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -44,6 +46,7 @@ class LossyProxy:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the other side went away
             while data := source.recv(65536):
+                self.sent.append(data)
                 target.sendall(data)
                 if self.lose_reply_to is not None and self.lose_reply_to in data:
                     self.lose_reply_to = None

@@ -390,7 +390,7 @@ def test_a_server_that_says_no_is_not_asked_again(server_url: str) -> None:
     engine = create_engine(server_url.replace("//postgres@", "//nobody_by_this_name@"))
 
     with pytest.raises(OperationalError):
-        connect(engine, "SERIALIZABLE")
+        connect(engine)
 
 
 @pytest.mark.parametrize("state", [b"57P03", b"53300"])
