@@ -231,13 +231,14 @@ def autocommit(connection: Connection) -> Iterator[None]:
     psycopg2's own switch: it costs no round trip.
     """
     driver: Any = connection.connection.driver_connection
+    before = driver.autocommit
     driver.autocommit = True
     try:
         yield
     finally:
         if not connection.invalidated:
             connection.rollback()
-            driver.autocommit = False
+            driver.autocommit = before
 
 
 @contextmanager
