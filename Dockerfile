@@ -20,7 +20,7 @@ COPY wsgi.py gunicorn.conf.py ./
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Asks the port that gunicorn was told to listen on, without a shell.
+# Asks PORT, without a shell; BIND has to be a plain host for that.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/healthz', timeout=2)"]
 CMD ["gunicorn", "wsgi:app"]

@@ -20,7 +20,7 @@ workers = settings.workers
 worker_class = "app.worker.Worker"
 threads = settings.threads
 keepalive = 5
-# A request may wait for one retry deadline and one pool time-out; only a stuck worker takes longer.
+# For a worker that is stuck as a whole; a slow request of a thread does not count.
 timeout = 60
 graceful_timeout = 30
 loglevel = settings.log_level.lower()
@@ -39,8 +39,9 @@ def on_starting(server):
 
 def when_ready(server):
     """Say where to look."""
-    for address in server.LISTENERS:
-        server.log.info("Swagger UI: %s/api/v1/", address)
+    for address in map(str, server.LISTENERS):
+        if address.startswith("http"):
+            server.log.info("Swagger UI: %s/api/v1/", address)
 
 
 def post_fork(server, worker):

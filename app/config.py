@@ -10,12 +10,14 @@ import difflib
 import logging
 import math
 import os
+import re
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from flask import Config, current_app
+from flask import current_app, g, has_request_context
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "ROLLCALL_"
 DIALECTS = ("postgres", "postgresql", "postgresql+psycopg2")
+DIGITS = re.compile(r"[0-9]{1,18}")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -33,13 +36,9 @@ def whole(low: int, high: int) -> Callable[[Any], int]:
     """Return a reader of whole numbers in a range."""
 
     def read(value: Any) -> int:
-        try:
-            number = int(str(value))
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
+        if not DIGITS.fullmatch(str(value)) or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
-        return number
+        return int(value)
 
     return read
 
@@ -88,9 +87,21 @@ def postgresql_url(value: Any) -> URL:
         ) from None
     if url.drivername not in DIALECTS:
         raise ValueError(f"must begin with postgresql://, not {url.drivername}://")
+    if "@" in (url.host or ""):
+        raise ValueError("has an @ in its user or password, which must be written as %40")
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
     return url.set(drivername="postgresql+psycopg2")
+
+
+def address(value: Any) -> str:
+    """Read a host, a host with a port, or a Unix socket as gunicorn takes them."""
+    if str(value).startswith("unix:"):
+        return str(value)
+    _, colon, port = str(value).rpartition("]")[2].partition(":")
+    if colon and (not DIGITS.fullmatch(port) or int(port) > 65535):
+        raise ValueError("must be host, host:port (IPv6 as [::1]:8000) or unix:PATH")
+    return str(value)
 
 
 def text(value: Any) -> str:
@@ -116,7 +127,7 @@ class Settings:
         "a direct URL for the bootstrap where `DATABASE_URL` leads through a pooler",
     )
     bind: str = setting(
-        "127.0.0.1", text, "`host:port`, or a host to which `PORT` is added", "BIND"
+        "127.0.0.1", address, "`host:port`, or a host to which `PORT` is added", "BIND"
     )
     port: int = setting(8000, whole(0, 65535), "the port to listen on", "PORT")
     workers: int = setting(2, whole(1, 256), "gunicorn worker processes", "WEB_CONCURRENCY")
@@ -135,7 +146,7 @@ class Settings:
     connect_timeout: int = setting(5, whole(1, 300), "longest wait for a new connection")
     statement_timeout: float = setting(10.0, seconds(0.01, 3600), "longest run of a statement")
     lock_timeout: float = setting(2.0, seconds(0.01, 3600), "longest wait for a lock, each try")
-    retry_attempts: int = setting(20, whole(1, 1000), "tries of a unit of work")
+    retry_attempts: int = setting(50, whole(1, 1000), "tries of a unit of work")
     retry_deadline: float = setting(10.0, seconds(0.1, 300), "no try begins after this time")
     max_body: int = setting(2 * 1024 * 1024, whole(1024, 1 << 30), "longest request body, bytes")
     auth: str = setting("token", one_of("token", "off"), "accepted; takes effect later")
@@ -178,22 +189,17 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
 
     Raises ConfigurationError for a value that cannot be used.
     """
-    values = {**_environment(), **(given or {})}
-    _warn_of_unknown(values)
-    return Settings(
+    values = {**os.environ, **(given or {})}
+    settings = Settings(
         **{
             item.name: _read(variable, item.metadata["read"], values[variable])
             for variable, item in VARIABLES.items()
             if values.get(variable) not in (None, "")
         }
     )
-
-
-def _environment() -> dict[str, Any]:
-    prefixed = Config(os.getcwd())
-    prefixed.from_prefixed_env(PREFIX.rstrip("_"))
-    plain = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    return plain | {PREFIX + name: value for name, value in prefixed.items()}
+    if settings.admin_url is not None and settings.database_url is None:
+        raise ConfigurationError("ROLLCALL_ADMIN_URL is set, but DATABASE_URL is not")
+    return settings
 
 
 def _read(variable: str, read: Callable[[Any], Any], value: Any) -> Any:
@@ -203,9 +209,10 @@ def _read(variable: str, read: Callable[[Any], Any], value: Any) -> Any:
         raise ConfigurationError(f"{variable} {error}") from None
 
 
-def _warn_of_unknown(values: Mapping[str, Any]) -> None:
+def warn_of_unknown_settings() -> None:
+    """Log each variable of the environment that looks like a setting and is none."""
     known = [name.removeprefix(PREFIX) for name in VARIABLES]
-    for name in values:
+    for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in VARIABLES:
             close = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
             hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
@@ -216,3 +223,13 @@ def current_settings() -> Settings:
     """Return the settings of the application that is at work."""
     settings: Settings = current_app.extensions["rollcall"]
     return settings
+
+
+def request_policy() -> RetryPolicy:
+    """Return the bounds of a unit of work, with what is left of the request's one deadline."""
+    policy = current_settings().retry_policy
+    if not has_request_context():
+        return policy
+    now = time.monotonic()
+    spent = now - g.setdefault("first_unit_of_work", now)
+    return replace(policy, deadline=policy.deadline - spent)

@@ -10,9 +10,16 @@ from flask import Flask, current_app
 from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config import Settings, current_settings
+from app.config import (
+    Settings,
+    current_settings,
+    request_policy,
+    warn_of_unknown_settings,
+)
 from app.db import db
+from app.errors import ContentionError
 from app.models import NATURAL_KEYS, Record
+from app.transactions import RetryPolicy, connect, limits, retry
 from migrations_bootstrap import Bootstrap, bootstrap, guard_name, is_current
 from migrations_bootstrap.embedded import EmbeddedServer
 
@@ -38,7 +45,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     Record.bind(
         engine=lambda: db.engine,
         session=db.session,
-        policy=lambda: current_settings().retry_policy,
+        policy=request_policy,
     )
 
 
@@ -74,34 +81,47 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
     ``adopt`` takes over tables of a legacy application, ``count`` counts their duplicates. Raises
     BootstrapError, whose text is the one line that an operator needs.
     """
+    warn_of_unknown_settings()
     settings = current_settings()
     server: EmbeddedServer | None = current_app.extensions["rollcall_embedded"]
     if server is not None:
         logger.warning(
             "DATABASE_URL is not set: using the embedded PostgreSQL server, data in %s. "
             "Set DATABASE_URL in production.",
-            current_app.instance_path,
+            server.home,
         )
         server.attach()
-    return bootstrap(
+    outcome = bootstrap(
         settings.bootstrap_url or db.engine.url,
         NATURAL_KEYS,
         adopt=adopt,
         count=count,
         connect_timeout=settings.connect_timeout,
     )
+    changes = (f"{table.table}: {action}" for table in outcome.tables for action in table.actions)
+    for change in (*outcome.upgrade.changes, *changes):
+        logger.info("the database was changed: %s", change)
+    return outcome
+
+
+PROBE = RetryPolicy(attempts=3, deadline=1.0, lock_timeout=0.5, statement_timeout=1.0)
 
 
 def readiness() -> dict[str, Any]:
     """Return what a readiness probe shows: database, schema, and which tables are guarded."""
     try:
-        with db.engine.connect() as connection:
-            if not is_current(connection):
-                return {"status": "unavailable", "database": "up", "schema": "behind"}
-            guards = {table: _is_guarded(connection, table) for table in NATURAL_KEYS}
-    except SQLAlchemyError as error:
-        logger.warning("not ready: %s", type(error).__name__)
+        return retry(lambda attempt: _look(), PROBE)
+    except (ContentionError, SQLAlchemyError) as error:
+        logger.warning("not ready: %s", error)
         return {"status": "unavailable", "database": "away"}
+
+
+def _look() -> dict[str, Any]:
+    with connect(db.engine) as connection:
+        connection.exec_driver_sql(limits(PROBE))
+        if not is_current(connection):
+            return {"status": "unavailable", "database": "up", "schema": "behind"}
+        guards = {table: _is_guarded(connection, table) for table in NATURAL_KEYS}
     return {"status": "ready", "database": "up", "schema": "current", "guards": guards}
 
 

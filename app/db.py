@@ -20,4 +20,5 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
-db = SQLAlchemy(model_class=Base)
+# A read is committed, so that its connection goes back to the pool, before its records are shown.
+db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})

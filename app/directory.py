@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, delete, exists, literal, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app import transactions
-from app.config import current_settings
+from app.config import request_policy
 from app.db import db
 from app.errors import (
     DepartmentNotEmpty,
@@ -39,19 +39,28 @@ OWN_MANAGER = {"manager_id": ["An employee cannot be their own manager."]}
 
 
 def read(query: Callable[[Session], Result]) -> Result:
-    """Return what a query gives on the request's session, again if its connection is lost."""
+    """Return what a query gives on the request's session, again if its connection is lost.
+
+    The connection is given back with the last row: the rest of the request needs none, and
+    get_or_create, which takes one of its own, may follow.
+    """
+
+    policy = request_policy()
 
     def attempt(number: int) -> Result:
         session = db.session()
         try:
             with transactions.reaching(db.engine):
-                session.connection()
-            return query(session)
+                connection = session.connection()
+            connection.exec_driver_sql(transactions.limits(policy))
+            result = query(session)
+            session.commit()
+            return result
         except Exception:
             session.rollback()
             raise
 
-    return transactions.retry(attempt, current_settings().retry_policy)
+    return transactions.retry(attempt, policy)
 
 
 def find(model: type[AnyRecord], id: int) -> AnyRecord:
@@ -59,7 +68,7 @@ def find(model: type[AnyRecord], id: int) -> AnyRecord:
 
     Raises RecordNotFound, and RecordIsDuplicate, which names the row to look at instead.
     """
-    return read(lambda session: _require_canonical(model, id, session.get(model, id)))
+    return _require_canonical(model, id, read(lambda session: session.get(model, id)))
 
 
 def page(
@@ -104,19 +113,18 @@ def create_employee(
     The department is given by its id, or by its name, which is got or created last of all.
     Raises InvalidInput for an id that nothing has.
     """
+    if (manager_id := details.get("manager_id")) is not None:
+        _require(Employee, manager_id, UNKNOWN_MANAGER)
     if department is None:
         return _create_employee(name, department_id, details)
-    _require_manager(details.get("manager_id"))
 
     def attempt(number: int) -> tuple[Employee, bool]:
         try:
             return _create_employee(name, create_department(department)[0].id, details)
         except InvalidInput as error:
-            if error.errors != UNKNOWN_DEPARTMENT:
-                raise
             raise LostRace from error  # the department was deleted meanwhile
 
-    return transactions.retry(attempt, current_settings().retry_policy)
+    return transactions.retry(attempt, request_policy())
 
 
 def _create_employee(
@@ -125,22 +133,14 @@ def _create_employee(
     try:
         return Employee.get_or_create(name=name, department_id=department_id, defaults=details)
     except IntegrityError as error:
-        if transactions.sqlstate(error) != FOREIGN_KEY_VIOLATION:
-            raise
-        known = _exists(Department, department_id)
-        raise InvalidInput(UNKNOWN_MANAGER if known else UNKNOWN_DEPARTMENT) from error
+        if transactions.sqlstate(error) == FOREIGN_KEY_VIOLATION:
+            _require(Department, department_id, UNKNOWN_DEPARTMENT)
+        raise
 
 
-def _require_manager(id: int | None) -> None:
-    if id is not None and not _exists(Employee, id):
-        raise InvalidInput(UNKNOWN_MANAGER)
-
-
-def _exists(model: type[Record], id: int | None) -> bool:
-    found = read(lambda session: session.scalar(select(exists().where(model.id == id))))
-    # get_or_create takes a connection of its own; the request must not keep another meanwhile.
-    db.session.rollback()
-    return bool(found)
+def _require(model: type[Record], id: int | None, unknown: Mapping[str, Sequence[str]]) -> None:
+    if not read(lambda session: session.scalar(select(exists().where(model.id == id)))):
+        raise InvalidInput(unknown)
 
 
 def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRecord:
@@ -158,10 +158,10 @@ def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRe
         values = _resolved(session, id, changes)
         _require_free_key(session, record, values)
         for name, value in values.items():
-            setattr(record, name, value)
+            setattr(record, name, normalise(value))
         return record
 
-    return _run(model, work)
+    return _run(work)
 
 
 def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
@@ -183,16 +183,15 @@ def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
         return id
 
     try:
-        _run(model, work)
+        _run(work)
     except IntegrityError as error:
         if transactions.sqlstate(error) != FOREIGN_KEY_VIOLATION:
             raise
         raise RecordInUse(model.__name__, id) from error
 
 
-def _run(model: type[Record], work: Callable[[Session, Result | None], Result]) -> Result:
-    policy = current_settings().retry_policy
-    return transactions.run(db.engine, work, policy, RACE_INDEXES)
+def _run(work: Callable[[Session, Result | None], Result]) -> Result:
+    return transactions.run(db.engine, work, request_policy(), RACE_INDEXES)
 
 
 RACE_INDEXES = race_indexes(Department.__tablename__) | race_indexes(Employee.__tablename__)
@@ -216,19 +215,19 @@ def _require_free_key(session: Session, record: Record, values: Mapping[str, Any
     """Refuse a change of the natural key that the record's duplicates or another row forbid."""
     model = type(record)
     key = {name: getattr(record, name) for name in model.__natural_key__}
-    wanted = {name: values.get(name, value) for name, value in key.items()}
-    if wanted == key:
+    changed = {name: values[name] for name in key if name in values}
+    if all(normalise(value) == key[name] for name, value in changed.items()):
         return
     _require_no_duplicates(session, record)
-    others = select(model.id).where(model.has_natural_key(**wanted), model.id != record.id)
+    others = select(model.id).where(model.has_natural_key(**key | changed), model.id != record.id)
     taken_by = session.scalar(others.order_by(model.id).limit(1))
     if taken_by is not None:
         raise NaturalKeyTaken(model.__name__, taken_by)
 
 
 def _resolved(session: Session, id: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes with names normalised and references led to canonical rows."""
-    values = {name: normalise(value) for name, value in changes.items()}
+    """Return the changes with the references led to canonical rows; strings stay as sent."""
+    values = dict(changes)
     if "department" in values:
         values["department_id"] = _department_named(session, values.pop("department")).id
     elif "department_id" in values:
@@ -253,7 +252,7 @@ def _department_named(session: Session, name: str) -> Department:
     query = select(Department).where(Department.has_natural_key(name=name))
     department = session.scalars(query.order_by(Department.id).limit(1)).first()
     if department is None:
-        department = Department(name=name)
+        department = Department(name=normalise(name))
         session.add(department)
         session.flush()
     return department
@@ -261,7 +260,17 @@ def _department_named(session: Session, name: str) -> Department:
 
 def _empty(session: Session, department: Department, cascade: bool) -> None:
     members = Employee.department_id == department.id
-    if cascade:
-        session.execute(delete(Employee).where(members))
-    elif session.scalar(select(exists().where(members))):
+    if not session.scalar(select(exists().where(members))):
+        return
+    if not cascade:
         raise DepartmentNotEmpty(Department.__name__, department.id)
+    kept_for_duplicates = select(duplicate.duplicate_of_id).join(
+        Employee, Employee.id == duplicate.duplicate_of_id
+    )
+    canonical_id = session.scalar(kept_for_duplicates.where(members).limit(1))
+    if canonical_id is not None:
+        raise RecordHasDuplicates(Employee.__name__, canonical_id)
+    session.execute(delete(Employee).where(members))
+
+
+duplicate = aliased(Employee)

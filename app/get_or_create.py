@@ -27,7 +27,6 @@ from sqlalchemy import (
     CompoundSelect,
     Dialect,
     Engine,
-    ForeignKey,
     Select,
     Uuid,
     and_,
@@ -48,7 +47,6 @@ from sqlalchemy.orm import (
     Mapped,
     Mapper,
     Session,
-    declared_attr,
     make_transient_to_detached,
     mapped_column,
     scoped_session,
@@ -81,19 +79,16 @@ class Binding:
 class GetOrCreateMixin:
     """Give a model with a natural key :meth:`get_or_create`.
 
-    The model names its key, ``__natural_key__ = ("department_id", "name")``, and has a primary key
-    of one column. The mixin brings two columns: ``duplicate_of_id``, empty in the canonical row of
-    a key, and ``creation_token``, which says which call created the row.
+    The model names its key, ``__natural_key__ = ("department_id", "name")``, has one table and a
+    primary key of one column. The mixin brings two columns: ``duplicate_of_id``, empty in the
+    canonical row of a key, and ``creation_token``, which says which call created the row. Declare
+    ``duplicate_of_id`` again to give it another type, or the foreign key that it is.
     """
 
-    __tablename__: Any
     __natural_key__: ClassVar[tuple[str, ...]]
     __binding__: ClassVar[Binding]
 
-    @declared_attr
-    def duplicate_of_id(cls) -> Mapped[int | None]:
-        return mapped_column(BigInteger, ForeignKey(f"{cls.__tablename__}.id"))
-
+    duplicate_of_id: Mapped[int | None] = mapped_column(BigInteger)
     creation_token: Mapped[uuid.UUID | None] = mapped_column(Uuid)
 
     @classmethod
@@ -139,7 +134,7 @@ class GetOrCreateMixin:
             return plan.sql, plan.parameters(values)
 
         policy: RetryPolicy = _ask(cls.__binding__.policy)
-        rows = execute(engine, statement, policy, race_indexes(cls.__tablename__))
+        rows = execute(engine, statement, policy, race_indexes(inspect(cls).local_table.name))
         row = plan_for(shape, engine.dialect).read(rows[0])
         instance = attach(_ask(cls.__binding__.session), cls, row)
         return instance, row["creation_token"] == values["token"]
@@ -322,7 +317,7 @@ def build(shape: Shape) -> CompoundSelect[Any]:
             select(*values.values()).where(~exists(select(found))),
             include_defaults=False,
         )
-        .returning(*table.columns)
+        .returning(*columns.values())
         .cte("created")
     )
     return union_all(select(*found.columns), select(*created.columns))

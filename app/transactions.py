@@ -11,6 +11,7 @@ This module knows no Flask and no model: take it, together with ``errors.py``, w
 from __future__ import annotations
 
 import logging
+import os
 import random
 import socket
 import struct
@@ -45,11 +46,11 @@ LOST_THE_RACE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AV
 class RetryPolicy:
     """How long to try, how long to wait in between, and what one try may take; in seconds.
 
-    ``deadline`` bounds the whole: no attempt begins after it. It covers connecting and waiting
-    for the pool, so that an attempt begun just before it may last one ``pool_timeout`` longer.
+    ``deadline`` bounds the whole, connecting and waiting for the pool included: no attempt begins
+    after it. One begun just before it may still wait once, for the pool, a connection or a lock.
     """
 
-    attempts: int = 20
+    attempts: int = 50
     deadline: float = 10.0
     wait_initial: float = 0.005
     wait_max: float = 0.5
@@ -193,18 +194,17 @@ def execute(
 
 
 # Not by SQLAlchemy's isolation_level: each change of it makes psycopg2 send another statement.
-SERIALIZABLE = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; "
+# A table of a few rows is scanned sequentially even where it has an index, and that locks the whole
+# relation against every insert: hence enable_seqscan.
+SERIALIZABLE = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SET LOCAL enable_seqscan = off; "
 
 
 def limits(policy: RetryPolicy) -> str:
-    """Return the settings of one transaction, as SQL.
+    """Return the time limits of one transaction, as SQL.
 
-    SET LOCAL, since PgBouncer refuses them as start-up options. A table of a few rows is scanned
-    sequentially even where it has an index, and that locks the whole relation against every
-    insert: hence ``enable_seqscan``.
+    SET LOCAL, since PgBouncer refuses them as start-up options.
     """
     return (
-        "SET LOCAL enable_seqscan = off; "
         f"SET LOCAL lock_timeout = {_milliseconds(policy.lock_timeout)}; "
         f"SET LOCAL statement_timeout = {_milliseconds(policy.statement_timeout)}; "
     )
@@ -236,9 +236,14 @@ def autocommit(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        if not connection.invalidated:
-            connection.rollback()
-            driver.autocommit = before
+        _end_autocommit(connection, driver, before)
+
+
+def _end_autocommit(connection: Connection, driver: Any, before: bool) -> None:
+    if connection.invalidated:
+        return  # the pool has thrown the driver's connection away
+    connection.rollback()
+    driver.autocommit = before
 
 
 @contextmanager
@@ -253,23 +258,26 @@ def reaching(engine: Engine) -> Iterator[None]:
 
 
 def is_away(engine: Engine) -> bool:
-    """Tell whether one of the engine's servers does not take connections now.
+    """Tell whether none of the engine's servers takes connections now.
 
     psycopg2 gives no SQLSTATE for a failed connect, hence this second question.
     """
-    _, arguments = engine.dialect.create_connect_args(engine.url)
-    hosts = str(arguments.get("host") or "localhost").split(",")
-    ports = str(arguments.get("port") or "").split(",")
-    if len(ports) == 1:
-        ports = ports * len(hosts)
-    user = str(arguments.get("user") or "postgres")
-    return not all(
-        _takes_connections(host, int(port or DEFAULT_PORT), user)
-        for host, port in zip(hosts, ports, strict=True)
-    )
+    user = engine.url.username or "postgres"
+    return not any(_takes_connections(host, port, user) for host, port in _addresses(engine))
 
 
-DEFAULT_PORT = 5432
+def _addresses(engine: Engine) -> list[tuple[str, int]]:
+    """Return where libpq looks for the engine's servers: the URL, its own variables, defaults."""
+    _, options = engine.dialect.create_connect_args(engine.url)
+    named = options.get("hostaddr") or options.get("host") or os.environ.get("PGHOST")
+    hosts = str(named or DEFAULT_HOSTS).split(",")
+    default = os.environ.get("PGPORT") or DEFAULT_PORT
+    ports = [int(port or default) for port in str(options.get("port") or "").split(",")]
+    return list(zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True))
+
+
+DEFAULT_HOSTS = "/var/run/postgresql,/tmp,localhost"
+DEFAULT_PORT = "5432"
 PROTOCOL_3 = 196608
 PING_TIMEOUT = 2.0
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 from typing import Any
 
 from gunicorn.http import errors
 from gunicorn.workers.gthread import ThreadWorker
 
-from app.api.errors import Problem
+from app.api.errors import Problem, http_problem, problem_of
 
 logger = logging.getLogger(__name__)
 
-STATUSES: dict[type[Exception], HTTPStatus] = {
-    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
-    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
-    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
-    errors.ForbiddenProxyRequest: HTTPStatus.FORBIDDEN,
-    errors.ParseException: HTTPStatus.BAD_REQUEST,
+STATUSES: dict[type[Exception], int] = {
+    errors.LimitRequestLine: 414,
+    errors.LimitRequestHeaders: 431,
+    errors.UnsupportedTransferCoding: 501,
+    errors.ExpectationFailed: 417,
+    errors.ForbiddenProxyRequest: 403,
+    errors.ParseException: 400,
 }
+
+
+@problem_of.register
+def _(error: errors.ParseException) -> Problem:
+    """Also for a body that turns out to be malformed only when the application reads it."""
+    return http_problem(next(STATUSES[kind] for kind in STATUSES if isinstance(error, kind)))
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -45,15 +50,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             before = self.nr_conns
             self.accept(listener)
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what is not even HTTP; gunicorn's own answer is HTML that repeats the input."""
-        status = next((STATUSES[kind] for kind in STATUSES if isinstance(exc, kind)), None)
-        if status is None:
-            logger.error("unforeseen error in the worker", exc_info=exc)
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-        problem = Problem(status, status.name.lower(), f"{status.description or status.phrase}.")
         try:
-            client.sendall(_as_http(problem))
+            client.sendall(_as_http(problem_of(exc)))
         except OSError as error:
             logger.debug("the client is gone: %s", error)
 

@@ -261,7 +261,7 @@ class EmbeddedServer:
         return hashlib.sha256(identity).hexdigest()[:16]
 
     @cached_property
-    def _home(self) -> Path:
+    def home(self) -> Path:
         """The folder of the data: beside the locks, or, where root's server cannot get, in SHARED.
 
         Data that are there already are never left behind for an empty folder elsewhere.
@@ -277,9 +277,9 @@ class EmbeddedServer:
     @cached_property
     def _sockets(self) -> Path:
         """The folder of the socket: that of the data, unless its path is too long or not plain."""
-        path = os.fsencode(self._home / f".s.PGSQL.{PORT}")
+        path = os.fsencode(self.home / f".s.PGSQL.{PORT}")
         if PLAIN.fullmatch(os.fsdecode(path)) and len(path) <= LONGEST_SOCKET:
-            return self._home
+            return self.home
         return TEMPORARY / f"rollcall-{self._digest}"
 
     def _lock(self, name: str, operation: int) -> int:
@@ -306,7 +306,7 @@ class EmbeddedServer:
             give_back(lock)
 
     def _is_up(self) -> bool:
-        return self._has_keeper() and is_ready(str(self._home), str(self._sockets))
+        return self._has_keeper() and is_ready(str(self.home), str(self._sockets))
 
     def _join(self) -> None:
         """Take our share of the users' lock, which a keeper holds while it stops, and start."""
@@ -338,13 +338,13 @@ class EmbeddedServer:
         """Start a keeper; when this returns it holds its lock, or has failed."""
         binaries, release = runnable(find_binaries(self.binaries), self._account)
         self._check_data(release)
-        make_folder(self._home.parent, self._account)
-        make_private_folder(self._home, self._account)
+        make_folder(self.home.parent, self._account)
+        make_private_folder(self.home, self._account)
         make_private_folder(self._sockets, self._account)
         logger.info("starting PostgreSQL %s in %s", release, self.directory)
         task = Task(
             directory=str(self.directory),
-            home=str(self._home),
+            home=str(self.home),
             sockets=str(self._sockets),
             binaries=str(binaries),
             settings=self.settings,
@@ -365,7 +365,7 @@ class EmbeddedServer:
 
     def _check_data(self, release: str) -> None:
         """Refuse data of another major version: PostgreSQL cannot read them."""
-        data = self._home / "data"
+        data = self.home / "data"
         written_by = data / "PG_VERSION"
         if written_by.exists() and int(written_by.read_text()) != major(release):
             raise EmbeddedServerError(

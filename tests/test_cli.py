@@ -38,7 +38,7 @@ def test_init_db_creates_and_then_has_nothing_to_do(
 
     assert first.exit_code == second.exit_code == 0
     assert "Created the database." in first.output
-    assert "employee: guarded; 0 records" in first.output
+    assert "employee: guarded; records: 0" in first.output
     assert "Nothing to do" not in first.output
     assert "Nothing to do: the database was up to date." in second.output
     assert "Created" not in second.output
@@ -66,8 +66,8 @@ def test_init_db_adopts_a_legacy_database_and_counts_its_duplicates(
     assert outcome.exit_code == 0
     assert "Adopted: department, employee." in outcome.output
     assert (
-        "employee: not guarded yet; 201 records, 100 groups of duplicates with 100 redundant rows,"
-        " 1 keys stored un-normalised." in outcome.output
+        "employee: not guarded yet; records: 201, groups of duplicates: 100, redundant rows: 100,"
+        " keys stored un-normalised: 1." in outcome.output
     )
     with engine.begin() as connection:
         after = connection.exec_driver_sql(

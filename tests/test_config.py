@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.config import VARIABLES, Settings, load_settings
+from app.config import VARIABLES, Settings, load_settings, warn_of_unknown_settings
 from app.errors import ConfigurationError
 
 README = Path(__file__).parent.parent / "README.md"
@@ -34,10 +34,12 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ROLLCALL_POOL_PRE_PING", "on")
     monkeypatch.setenv("ROLLCALL_RETRY_DEADLINE", "0.5")
     monkeypatch.setenv("LOG_LEVEL", "debug")
+    monkeypatch.setenv("ROLLCALL_ADMIN_TOKEN_FILE", "/run/secrets/token")
     settings = load_settings()
     assert (settings.pool_size, settings.pool_pre_ping) == (7, True)
     assert settings.retry_policy.deadline == 0.5
     assert settings.log_level == "DEBUG"
+    assert settings.admin_token_file == "/run/secrets/token"
 
 
 def test_given_settings_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +81,11 @@ def test_several_hosts_stay_in_the_query() -> None:
         ("DATABASE_URL", "secret", "is not a database URL"),
         ("DATABASE_URL", "postgresql://u:secret@h", "names no database"),
         ("ROLLCALL_ADMIN_URL", "oracle://u:secret@h/d", "must begin with postgresql://"),
+        ("DATABASE_URL", "postgresql://u:sec@secret@h/d", "has an @ in its user or password"),
+        ("BIND", "127.0.0.1:99999", "must be host"),
+        ("BIND", "127.0.0.1:http", "must be host"),
+        ("BIND", "::1", "must be host"),
+        ("PORT", "8_000", "whole number"),
         ("PORT", "http", "whole number from 0 to 65535"),
         ("PORT", "65536", "whole number from 0 to 65535"),
         ("WEB_CONCURRENCY", "0", "whole number"),
@@ -105,14 +112,21 @@ def test_a_bad_value_is_one_clear_line_without_secrets(
     assert caught.value.__cause__ is None
 
 
+def test_an_admin_url_needs_a_database_url() -> None:
+    """The bootstrap would prepare one database and the service use another."""
+    with pytest.raises(ConfigurationError, match="DATABASE_URL is not"):
+        load_settings({"ROLLCALL_ADMIN_URL": "postgresql://u@h/d"})
+
+
 def test_an_unknown_variable_is_only_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a suggestion where there is a close one."""
     monkeypatch.setenv("ROLLCALL_POOLSIZE", "7")
     monkeypatch.setenv("ROLLCALL_XYZZY", "7")
+    assert load_settings() == Settings()
     with caplog.at_level(logging.WARNING):
-        assert load_settings() == Settings()
+        warn_of_unknown_settings()
     assert [record.getMessage() for record in caplog.records] == [
         "unknown setting ROLLCALL_POOLSIZE is ignored; did you mean ROLLCALL_POOL_SIZE?",
         "unknown setting ROLLCALL_XYZZY is ignored",

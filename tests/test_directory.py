@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import directory
@@ -175,14 +177,45 @@ def test_a_department_by_name_that_vanishes_is_made_again(
     assert employee.department_id == 2
 
 
-def test_a_manager_that_vanishes_is_unknown(
+def test_a_reference_that_vanishes_and_is_no_department_is_a_conflict(
     context: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Deleted after the check, before the insert: the foreign key refuses."""
-    monkeypatch.setattr(directory, "_require_manager", lambda id: None)
-    with pytest.raises(InvalidInput) as caught:
+    """A manager deleted after the check: the foreign key's error passes, for a 409."""
+    real = directory._require
+    monkeypatch.setattr(
+        directory, "_require", lambda model, *more: model is Employee or real(model, *more)
+    )
+    with pytest.raises(IntegrityError):
         directory.create_employee("Ann", department="Research", manager_id=99)
-    assert [*caught.value.errors] == ["manager_id"]
+
+
+def test_a_request_has_one_deadline_for_all_that_it_does(make_app: Any, database_url: str) -> None:
+    """Department and employee are each held up for most of it; it ends in time all the same."""
+    app = make_app(database_url, ROLLCALL_RETRY_DEADLINE=1, ROLLCALL_LOCK_TIMEOUT=0.1)
+    with app.app_context():
+        stranger = db.engine.connect()
+        stranger.exec_driver_sql("LOCK TABLE department IN SHARE MODE")
+        release = threading.Timer(0.7, stranger.rollback)
+        with db.engine.connect() as other:
+            other.exec_driver_sql("LOCK TABLE employee IN SHARE MODE")
+            release.start()
+            began = time.monotonic()
+            body = {"name": "Ann", "department": "Research"}
+            answer = app.test_client().post("/api/v1/employees", json=body)
+            took = time.monotonic() - began
+        release.join()
+        stranger.close()
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "contention")
+    assert 0.7 < took < 1.5
+
+
+def test_a_read_does_not_wait_for_a_lock_without_end(make_app: Any, database_url: str) -> None:
+    """A stranger has the table for itself."""
+    app = make_app(database_url, ROLLCALL_RETRY_DEADLINE=0.5, ROLLCALL_LOCK_TIMEOUT=0.1)
+    with app.app_context(), db.engine.connect() as stranger:
+        stranger.exec_driver_sql("LOCK TABLE employee IN ACCESS EXCLUSIVE MODE")
+        answer = app.test_client().get("/api/v1/employees")
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "contention")
 
 
 def test_the_request_holds_no_connection_while_the_mixin_works(

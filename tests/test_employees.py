@@ -97,9 +97,12 @@ def test_a_body_that_breaks_a_rule_creates_nothing(
 def test_an_unknown_manager_is_refused_under_a_known_department(
     client: FlaskClient, research: int
 ) -> None:
-    """The foreign key refuses it, and the field is named."""
-    answer = client.post(URL, json={"name": "Ann", "department_id": research, "manager_id": 99})
-    assert (answer.status_code, [*answer.get_json()["errors"]]) == (422, ["manager_id"])
+    """Whether the employee is there already or not."""
+    body = {"name": "Ann", "department_id": research, "manager_id": 99}
+    for _ in ("not there yet", "there"):
+        answer = client.post(URL, json=body)
+        assert (answer.status_code, [*answer.get_json()["errors"]]) == (422, ["manager_id"])
+        create(client, research, "Ann")
 
 
 def test_a_manager_is_kept(client: FlaskClient, research: int) -> None:
@@ -245,3 +248,43 @@ def test_a_legacy_row_keeps_its_name_until_it_is_changed(
         client.post(URL, json={"name": "Old  Name", "department_id": research}).status_code == 200
     )
     assert client.patch(f"{URL}/1", json={"name": "Old  Name"}).get_json()["name"] == "Old Name"
+
+
+def test_a_change_finds_legacy_rows_as_they_are_spelled(client: FlaskClient, research: int) -> None:
+    """A department and a key that were never normalised make no second row."""
+    with client.application.app_context(), db.engine.begin() as connection:
+        connection.execute(text("INSERT INTO department (name) VALUES ('R&D  Lab')"))
+        connection.execute(
+            text("INSERT INTO employee (department_id, name) VALUES (:id, 'Old  Name')"),
+            {"id": research},
+        )
+    ann = create(client, research)
+    moved = client.patch(f"{URL}/{ann}", json={"department": "R&D  Lab"})
+    assert moved.get_json()["department_id"] == research + 1
+    assert len(client.get(DEPARTMENTS).get_json()["items"]) == 2
+    client.patch(f"{URL}/{ann}", json={"department_id": research})
+    assert client.patch(f"{URL}/{ann}", json={"name": "Old  Name"}).get_json()["id"] == 1
+    renamed = client.patch(f"{DEPARTMENTS}/{research}", json={"name": "R&D  Lab"})
+    assert (renamed.status_code, renamed.get_json()["id"]) == (409, research + 1)
+
+
+def test_a_department_goes_with_no_employee_that_has_duplicates(
+    client: FlaskClient, research: int
+) -> None:
+    """They would be left without their canonical record."""
+    ann, old = create(client, research), create(client, research, "Old")
+    mark_as_duplicate(client, "employee", old, of=ann)
+    answer = client.delete(f"{DEPARTMENTS}/{research}?cascade=true")
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "has_duplicates")
+    assert answer.get_json()["id"] == ann
+    assert client.get(f"{URL}/{ann}").status_code == 200
+
+
+def test_the_way_to_the_next_page_knows_where_the_application_is_mounted(
+    client: FlaskClient, research: int
+) -> None:
+    """Under a prefix, as Location does."""
+    for number in range(2):
+        create(client, research, f"Ann {number}")
+    page = client.get(f"{URL}?limit=1", base_url="http://localhost/rollcall/")
+    assert page.get_json()["next"] == f"/rollcall{URL}?limit=1&after=1"

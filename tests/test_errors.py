@@ -10,13 +10,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import InternalServerError
 
 from app import directory
 from app.api import errors
 from app.db import db
-from app.errors import ContentionError, DatabaseAway
+from app.errors import ContentionError
 from tests.test_transactions import database_error
 
 URL = "/api/v1/employees"
@@ -45,7 +44,7 @@ def assert_problem(answer: Any, status: int, code: str | None = None) -> None:
     [
         b"", b"{", b"nil", b'{"name": NaN}', b'{"name": -Infinity}', b"[" * 100_000, b"\xff\xfe{}",
         b'{"name": "\xff"}', b'{"a":' * 50_000, b"9" * 5_000, b"{'name': 1}",
-        b"{} {}", b"\xef\xbb\xbf{}",
+        b'{"name": "A", "name": "B"}', b"{} {}", b"\xef\xbb\xbf{}",
     ],
 )  # fmt: skip
 def test_what_is_not_json_is_malformed(client: FlaskClient, body: bytes) -> None:
@@ -58,13 +57,15 @@ def test_what_is_not_json_is_malformed(client: FlaskClient, body: bytes) -> None
     [
         "[]", "null", "5", '"Zebra"', "[[{}]]", '{"<Zebra>": 1}', '{"_schema": 1}',
         '{"name": "Zebra\\u0000"}', '{"name": "Zebra\\ud800"}', '{"name": "Zebra\\u0007"}',
-        '{"name": "   "}', '{"name": "\\u2003"}', '{"name": {"Zebra": 1}}', '{"name": ["Zebra"]}',
+        '{"name": "   "}', '{"name": "\\u2003"}', '{"name": "\\u200b"}',
+        '{"name": {"Zebra": 1}}', '{"name": ["Zebra"]}',
         '{"name": true}', '{"name": 1e400}',
         '{"name": "A", "department_id": 1e400}', '{"name": "A", "department_id": 1e2}',
         '{"name": "A", "department_id": -1}', '{"name": "A", "department_id": 9999999999999999999}',
         '{"name": "A", "department_id": 1, "hired_on": "Zebra"}',
         '{"name": "A", "department_id": 1, "hired_on": "2020-02-30"}',
         '{"name": "A", "department_id": 1, "hired_on": 20200230}',
+        '{"name": "A", "department_id": 1, "hired_on": "20200229"}',
         '{"name": "A", "department_id": 1, "email": "Zebra"}',
     ],
 )  # fmt: skip
@@ -87,7 +88,7 @@ def test_a_body_that_is_too_large_is_refused(
     """413, by the setting."""
     client = make_app(database_url, ROLLCALL_MAX_BODY=1024).test_client()
     assert post(client, b"{" + b" " * 1022 + b"}").status_code == 422
-    assert_problem(post(client, b"{" + b" " * 1023 + b"}"), 413)
+    assert_problem(post(client, b"{" + b" " * 1023 + b"}"), 413, "content_too_large")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def failing(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> Callable[[E
     ("error", "code"),
     [
         (ContentionError(20, 10.0, "40001"), "contention"),
-        (DatabaseAway(), "database_away"),
+        (ContentionError(20, 10.0, None), "database_away"),
         (database_error(None), "database_away"),
         (database_error("57014"), "database_away"),
         (database_error("53100"), "database_away"),
@@ -149,6 +150,7 @@ def test_what_time_may_heal_says_when_to_try_again(
         ("23502", 422),
         ("23505", 409),
         ("23P01", 409),
+        ("P0001", 422),
     ],
 )
 def test_a_value_the_database_refuses_is_the_clients(
@@ -212,19 +214,20 @@ def test_a_rule_of_the_database_that_the_schemas_do_not_know_is_kept(client: Fla
             connection.execute(text("ALTER TABLE employee DROP CONSTRAINT no_zoe"))
 
 
-def test_a_deletion_that_a_trigger_refuses_is_a_problem(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An integrity error of another kind while deleting."""
-
-    def fail(*arguments: object) -> None:
-        raise INTEGRITY
-
-    monkeypatch.setattr(directory, "_run", fail)
-    assert_problem(client.delete(f"{URL}/1"), 422)
-
-
-INTEGRITY = type("Refused", (directory.IntegrityError,), {})(
-    "DELETE", {}, database_error("23514").orig
-)
-assert isinstance(INTEGRITY, DBAPIError)
+def test_a_rule_that_a_trigger_enforces_is_the_clients(client: FlaskClient) -> None:
+    """RAISE EXCEPTION, and an integrity error that is no foreign key's, in a deletion."""
+    made = client.post(URL, json={"name": "Ann", "department": "X"}).get_json()["id"]
+    with client.application.app_context(), db.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'Zebra' USING ERRCODE = TG_ARGV[0]; END $$"
+        )
+    for state in ("P0001", "23514"):
+        with client.application.app_context(), db.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE OR REPLACE TRIGGER refuse BEFORE DELETE ON employee"
+                f" FOR EACH ROW EXECUTE FUNCTION refuse('{state}')"
+            )
+        assert_problem(client.delete(f"{URL}/{made}"), 422)
+    with client.application.app_context(), db.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER refuse ON employee; DROP FUNCTION refuse")

@@ -12,7 +12,18 @@ import pytest
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, Sequence, String, create_engine, event, func, inspect, select, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    Sequence,
+    String,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -237,9 +248,9 @@ def test_pending_changes_of_a_loaded_instance_are_kept(sales: int) -> None:
 
 
 def test_an_expired_instance_comes_back_loaded(sales: int) -> None:
-    """After a commit of the session all attributes are expired."""
+    """As after a rollback of the session."""
     ann, _ = Employee.get_or_create(department_id=sales, name="Ann")
-    db.session.commit()
+    db.session.expire(ann)
     Employee.get_or_create(department_id=sales, name="Ann")
     assert not inspect(ann).expired_attributes & {"name", "title", "id"}
 
@@ -368,6 +379,21 @@ class Tag(GetOrCreateMixin, Own):
     color: Mapped[str] = mapped_column(unique=True, default=lambda: uuid.uuid4().hex)
 
 
+class Legacy(GetOrCreateMixin, Own):
+    """A table in a schema, with a key of another name and type, and a column that is not mapped."""
+
+    __tablename__ = "legacy"
+    __table_args__ = {"schema": "old"}  # noqa: RUF012 - SQLAlchemy's convention
+    __natural_key__ = ("name",)
+
+    key: Mapped[uuid.UUID] = mapped_column("legacy_key", primary_key=True, default=uuid.uuid4)
+    name: Mapped[str]
+    duplicate_of_id: Mapped[uuid.UUID | None]
+
+
+Legacy.__table__.append_column(Column("unmapped", String))  # type: ignore[attr-defined]
+
+
 class Fussy(GetOrCreateMixin, Own):
     """A default that reads its context, which get_or_create has none of."""
 
@@ -383,9 +409,11 @@ class Fussy(GetOrCreateMixin, Own):
 def own(fresh_database: str) -> Iterator[Engine]:
     """The other application's database; its models are bound to plain objects, not callables."""
     engine = create_engine(fresh_database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA old")
     Own.metadata.create_all(engine)
     session = scoped_session(sessionmaker(engine))
-    for model in (Tag, Fussy):
+    for model in (Tag, Legacy, Fussy):
         model.bind(engine, session, RetryPolicy(attempts=3))
     yield engine
     session.remove()
@@ -419,6 +447,14 @@ def test_a_null_in_the_key_is_a_value_like_others(own: Engine) -> None:
     assert (first.scope, created) == (None, True)
     assert Tag.get_or_create(scope=None, label=1) == (first, False)
     assert Tag.get_or_create(scope="x", label=1)[1]
+
+
+def test_a_table_need_not_be_as_ours(own: Engine) -> None:
+    """Schema, key, types and what is mapped are the application's."""
+    row, created = Legacy.get_or_create(name=" a  b ")
+    assert (row.name, created) == ("a b", True)
+    assert isinstance(row.key, uuid.UUID)
+    assert Legacy.get_or_create(name="a b") == (row, False)
 
 
 def test_a_default_that_reads_its_context_is_a_type_error(own: Engine) -> None:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import Engine
 
 from tests.conftest import unguard
 from tests.races import eventually
@@ -46,6 +47,19 @@ def test_a_missing_guard_is_no_reason_not_to_serve(
     assert answer.get_json()["guards"] == {"department": False, "employee": False}
 
 
+def test_a_connection_that_was_cut_is_no_reason_not_to_be_ready(
+    client: FlaskClient, administrator: Engine
+) -> None:
+    """The probe looks again on another."""
+    assert client.get("/readyz").status_code == 200
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name = 'rollcall'"
+        )
+    assert client.get("/readyz").status_code == 200
+
+
 def test_a_schema_that_is_behind_is_not_ready(
     make_app: Callable[..., Flask], fresh_database: str
 ) -> None:
@@ -60,13 +74,15 @@ def test_a_database_that_is_away_is_not_ready(make_app: Callable[..., Flask]) ->
     client = app.test_client()
     answer = client.get("/readyz")
     assert (answer.status_code, answer.get_json()["database"]) == (503, "away")
+    assert answer.get_json()["code"] == "not_ready"
+    assert "Retry-After" in answer.headers
     for call in (
         client.get("/api/v1/departments"),
         client.post("/api/v1/departments", json={"name": "X"}),
         client.patch("/api/v1/departments/1", json={"name": "X"}),
         client.delete("/api/v1/departments/1"),
     ):
-        assert (call.status_code, call.get_json()["code"]) == (503, "contention")
+        assert (call.status_code, call.get_json()["code"]) == (503, "database_away")
         assert "Retry-After" in call.headers
 
 
@@ -90,7 +106,7 @@ def test_the_embedded_server_serves_where_nothing_is_configured(project: Path) -
     assert made.returncode == again.returncode == 0, made.stderr
     assert "Created the database." in made.stdout
     assert "Nothing to do" in again.stdout
-    assert f"using the embedded PostgreSQL server, data in {project}/instance" in made.stderr
+    assert f"using the embedded PostgreSQL server, data in {project}/instance/server" in made.stderr
 
     with serving(project, project=project, DATABASE_URL="") as service:
         assert service.call("POST", "/api/v1/departments", {"name": "R"})[0] == 201

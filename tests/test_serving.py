@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import json
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,13 @@ from sqlalchemy import Engine, create_engine, text
 
 from app.worker import Worker
 from tests.conftest import unguard
-from tests.serving import Service, race, serving
+from tests.races import together
+from tests.serving import Service, Tally, exchange, race, serving
 
 DEPARTMENTS = [f"Department {number}" for number in range(6)]
 EMPLOYEES = [
     {"name": f"Person {number}", "department": DEPARTMENTS[number % 6], "title": f"T{number}"}
-    for number in range(160)
+    for number in range(96)
 ]
 
 
@@ -47,6 +51,15 @@ def either(either_url: str) -> Iterator[Engine]:
 def scalar(engine: Engine, sql: str) -> Any:
     with engine.connect() as connection:
         return connection.scalar(text(sql))
+
+
+def terminate_backends(engine: Engine) -> None:
+    """Cut all connections of the service."""
+    scalar(
+        engine,
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+        " WHERE application_name = 'rollcall'",
+    )
 
 
 def url_of(engine: Engine) -> str:
@@ -138,22 +151,28 @@ def test_a_stop_under_load_loses_no_accepted_request(either: Engine, tmp_path: P
     acknowledged: list[str] = []
     under_way = threading.Event()
 
-    def post(name: str) -> Any:
+    def post(connection: http.client.HTTPConnection, name: str) -> Any:
+        body = {"name": name, "department": "D"}
         try:
-            return service.call("POST", "/api/v1/employees", {"name": name, "department": "D"})[0]
+            return exchange(connection, "POST", "/api/v1/employees", body)[0]
         except OSError as error:
             return type(error)
 
     def client(number: int) -> None:
+        """Post until it is refused, odd numbers on a connection that they keep."""
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
         outcome: Any = 201
         while outcome == 201:
+            if number % 2 == 0:
+                connection.close()
             name = f"{number} {time.monotonic_ns()}"
-            outcome = post(name)
+            outcome = post(connection, name)
             outcomes[outcome] += 1
             if outcome == 201:
                 acknowledged.append(name)
             if len(acknowledged) > 50:
                 under_way.set()
+        connection.close()
 
     with serving_as_it_is(either, tmp_path) as service:
         threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
@@ -176,17 +195,45 @@ def test_a_connection_that_was_cut_does_not_show(either: Engine, tmp_path: Path)
     with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="1") as service:
         for number in range(5):
             assert service.call("POST", "/api/v1/departments", {"name": f"D{number}"})[0] == 201
-            scalar(
-                either,
-                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
-                " WHERE application_name = 'rollcall'",
-            )
+            terminate_backends(either)
             assert service.call("GET", "/api/v1/departments")[0] == 200
-            scalar(
-                either,
-                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
-                " WHERE application_name = 'rollcall'",
-            )
+            terminate_backends(either)
+
+
+def test_backends_terminated_under_load_do_no_harm(either: Engine, tmp_path: Path) -> None:
+    """Answers are success or an honest 503, nothing is lost, and no slot of the pool leaks."""
+    over = threading.Event()
+    tally = Tally()
+
+    def client(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        with closing(connection):
+            for at in itertools.takewhile(lambda at: not over.is_set(), itertools.count()):
+                row = {"name": f"Person {at}", "department": "D"}
+                tally.note(row, exchange(connection, "POST", "/api/v1/employees", row)[0])
+                page = exchange(connection, "GET", "/api/v1/employees?limit=5")
+                tally.statuses[page[0]] += 1
+
+    def terminate() -> None:
+        for _ in range(20):
+            terminate_backends(either)
+            time.sleep(0.05)
+        over.set()
+
+    environment = {"ROLLCALL_POOL_SIZE": "2", "ROLLCALL_MAX_OVERFLOW": "2"}
+    with serving_as_it_is(either, tmp_path, **environment) as service:
+        outcomes = together([terminate, *(partial(client, number) for number in range(6))])
+        assert outcomes == [None] * 7
+        for _ in range(8):
+            assert service.call("GET", "/readyz")[0] == 200
+
+    assert tally.statuses.keys() <= {200, 201, 503}, tally.statuses
+    assert tally.statuses[201] > 5
+    assert set(tally.created.values()) <= {0, 1}
+    with either.connect() as connection:
+        stored = connection.scalars(text("SELECT name FROM employee")).all()
+    assert len(stored) == len(set(stored))
+    assert {name for (_, name), times in tally.created.items() if times} <= set(stored)
 
 
 def test_a_preloaded_application_shares_no_connection(
@@ -199,9 +246,30 @@ def test_a_preloaded_application_shares_no_connection(
     assert tally.statuses == {201: 48, 200: 3 * 48}
 
 
+POST = b"POST /api/v1/departments HTTP/1.1\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+WITH_LENGTH = POST + b"Content-Length: 500\r\n\r\n"
+
+
+def test_a_body_of_unannounced_length_has_the_same_limit(service: Service) -> None:
+    """It is not cut off at the limit and taken for whole."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    too_large = (b'{"name": "big"}', *[b" " * 65536] * 64, b"garbage")
+    headers = {"Content-Type": "application/json"}
+    with closing(connection):
+        connection.request("POST", "/api/v1/departments", iter([b'{"name": "A"}']), headers)
+        assert json.load(connection.getresponse())["name"] == "A"
+        connection.request("POST", "/api/v1/departments", iter(too_large), headers)
+        assert connection.getresponse().status == 413
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
+        (CHUNKED + b"zz\r\nabc\r\n0\r\n\r\n", 400),
+        (CHUNKED + b"3\r\nabcXX0\r\n\r\n", 400),
+        (CHUNKED + b"0\r\n" + b"x: y\r\n" * 9000 + b"\r\n", 431),
+        (WITH_LENGTH + b'{"name": "cut"}', 400),
         (b"GARBAGE\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", 400),
         (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", 414),
@@ -214,6 +282,7 @@ def test_what_is_not_even_http_is_a_problem_too(service: Service, sent: bytes, s
     """It never reaches the application."""
     with socket.create_connection(("127.0.0.1", service.port), 5) as raw:
         raw.sendall(sent)
+        raw.shutdown(socket.SHUT_WR)
         answer = raw.makefile("rb").read()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())

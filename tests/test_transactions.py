@@ -28,6 +28,7 @@ from app.transactions import (
     retry,
     run,
 )
+from migrations_bootstrap.connection import addresses, first_answer
 from tests.proxy import lossy_proxy
 from tests.races import together
 
@@ -412,13 +413,25 @@ def _answer(listener: socket.socket, answer: bytes) -> None:
         client.sendall(answer)
 
 
-def test_one_of_several_hosts_that_is_away_is_reason_to_try_again(server_url: str) -> None:
-    """A standby may be about to take over; one port serves all hosts unless each has its own."""
-    folder = create_engine(server_url).url.query["host"]
-    url = f"postgresql+psycopg2://postgres@/postgres?host={folder}&host=/nowhere"
+def test_a_server_is_away_when_none_of_its_hosts_takes_connections(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked for where libpq looks, and as the bootstrap sees it."""
+    folder = str(create_engine(server_url).url.query["host"])
+    here, nowhere = "postgresql+psycopg2://postgres@/none?host=", "/nowhere"
 
-    assert is_away(create_engine(url))
-    assert not is_away(create_engine(server_url))
+    def verdicts(url: str) -> set[bool]:
+        engine = create_engine(url)
+        asked = [first_answer(host, port, "postgres") for host, port in addresses(engine)]
+        return {is_away(engine), all(answer is None for answer in asked)}
+
+    assert verdicts(f"{here}{folder}") == {False}
+    assert verdicts(f"{here}{nowhere}&host={folder}") == {False}
+    assert verdicts(f"{here}{nowhere}:5432&host={nowhere}:5433") == {True}
+    monkeypatch.setenv("PGHOST", folder)
+    assert verdicts("postgresql+psycopg2://postgres@/none") == {False}
+    monkeypatch.setenv("PGPORT", "1")
+    assert verdicts("postgresql+psycopg2://postgres@/none") == {True}
 
 
 def test_the_deadline_is_kept_by_the_clock() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask, redirect
+from flask import Blueprint, Flask
 from flask_restx import Api
 from werkzeug.wrappers import Response
 
@@ -40,4 +40,10 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(blueprint)
     app.register_blueprint(health.blueprint)
     app.register_error_handler(Exception, errors.respond)
-    app.add_url_rule("/", "root", lambda: redirect(f"{BASE}/"))
+    app.url_map.merge_slashes = False  # the redirect would be HTML with the client's path in it
+    for path in ("/", BASE):
+        app.add_url_rule(path, f"lead from {path}", _lead_to_swagger)
+
+
+def _lead_to_swagger() -> Response:
+    return Response(status=302, headers={"Location": f"{BASE}/"})

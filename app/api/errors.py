@@ -38,7 +38,7 @@ class Problem:
         """Return the problem as a response."""
         content = {
             "type": f"urn:rollcall:problem:{self.code}",
-            "title": HTTPStatus(self.status).phrase,
+            "title": self.code.replace("_", " ").capitalize(),
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
@@ -59,7 +59,9 @@ def respond(error: Exception) -> Response:
 def _moved(error: errors.RecordIsDuplicate) -> Response:
     """Lead a reader to the canonical record; an undone merge takes it back, so nobody may cache."""
     headers = {"Location": _path(error.record, error.canonical_id), "Cache-Control": "no-store"}
-    return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
+    response = Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
+    del response.headers["Content-Type"]
+    return response
 
 
 def _path(record: str, id: int) -> str:
@@ -73,12 +75,32 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, "internal_error", "The server met an error it did not foresee.")
 
 
+# Not http.HTTPStatus's names and phrases: they change between versions of Python.
+HTTP_ERRORS = {
+    400: ("bad_request", "The request is not well-formed."),
+    403: ("forbidden", "This is not allowed."),
+    404: ("not_found", "Nothing is here."),
+    405: ("method_not_allowed", "This resource does not know the method; see Allow."),
+    413: ("content_too_large", "The body is too large."),
+    414: ("uri_too_long", "The address is too long."),
+    415: ("unsupported_media_type", "The body must be application/json."),
+    417: ("expectation_failed", "The expectation cannot be met."),
+    431: ("header_fields_too_large", "The headers are too large."),
+    501: ("not_implemented", "The transfer coding is not supported."),
+}
+
+
+def http_problem(status: int, headers: Mapping[str, str] | None = None) -> Problem:
+    """Return the problem of a plain HTTP error."""
+    code, detail = HTTP_ERRORS.get(status, ("http_error", "The request cannot be answered."))
+    return Problem(status, code, detail, headers or {})
+
+
 @problem_of.register
 def _(error: HTTPException) -> Problem:
-    status = HTTPStatus(error.code or 500)
     kept = ("Allow", "Retry-After", "WWW-Authenticate")
     headers = {name: value for name, value in error.get_headers() if name in kept}
-    return Problem(status, status.name.lower(), f"{status.description or status.phrase}.", headers)
+    return http_problem(error.code or 500, headers)
 
 
 @problem_of.register
@@ -132,13 +154,9 @@ def _conflict(error: errors.RecordError, code: str, detail: str, id: int) -> Pro
 
 @problem_of.register
 def _(error: errors.ContentionError) -> Problem:
+    if error.sqlstate is None and not isinstance(error.__cause__, PoolTimeout):
+        return _unavailable("database_away", "The database does not answer; try again.")
     return _unavailable("contention", "Too many clients want the same at once; try again.")
-
-
-@problem_of.register(errors.DatabaseAway)
-@problem_of.register(PoolTimeout)
-def _(error: Exception) -> Problem:
-    return _unavailable("database_away", "The database does not answer; try again.")
 
 
 def _unavailable(code: str, detail: str) -> Problem:
@@ -160,7 +178,7 @@ def _(error: DBAPIError) -> Problem:
     return Problem(500, "internal_error", "The server met an error it did not foresee.")
 
 
-REFUSED_VALUES = frozenset({"23502", "23514"})  # not null, check
+REFUSED_VALUES = frozenset({"23502", "23514", "44000", "P0001"})  # not null, checks, triggers
 CONFLICTS = frozenset({"23001", "23503", "23505", "23P01"})  # foreign, unique, exclusion
 NOT_NOW = frozenset({"25006", "40003", "55000", "55P03", "57014"})  # read-only, unknown, timeouts
 NOT_NOW_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from app.api.errors import RETRY_AFTER, Problem
 from app.api.responses import as_json
 from app.database import readiness
 
 blueprint = Blueprint("health", __name__)
+
+WHAT_IS_WRONG = {
+    "away": "The database does not answer.",
+    "behind": "The database's schema is not that of this version; run flask init-db.",
+}
 
 
 @blueprint.get("/healthz")
@@ -20,4 +26,7 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Answer 200 when the database answers and its schema is current, and 503 otherwise."""
     state = readiness()
-    return as_json(state, 200 if state["status"] == "ready" else 503)
+    if state["status"] == "ready":
+        return as_json(state)
+    detail = WHAT_IS_WRONG[state.get("schema", state["database"])]
+    return Problem(503, "not_ready", detail, RETRY_AFTER, {**state, "status": 503}).response()

@@ -42,7 +42,8 @@ def nothing() -> Response:
 
 
 def _following(after: int) -> str:
-    return f"{request.path}?{urlencode({**request.args.to_dict(), 'after': after})}"
+    query = urlencode({**request.args.to_dict(), "after": after})
+    return f"{request.script_root}{request.path}?{query}"
 
 
 def as_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -15,6 +15,7 @@ from app.models import EMAIL_LENGTH, NAME_LENGTH, TITLE_LENGTH
 
 BIGINT_MAX = 2**63 - 1
 DIGITS = re.compile(r"[0-9]{1,19}")
+YEAR_MONTH_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Text(fields.String):
@@ -38,7 +39,7 @@ class Text(fields.String):
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
             raise ValidationError("Must not contain control characters or lone surrogates.")
         normalised: str = normalise(value)
-        if not normalised:
+        if all(unicodedata.category(character)[0] in "CZ" for character in normalised):
             raise ValidationError("Must not be blank.")
         if len(normalised) > self.longest:
             raise ValidationError(f"Must not be longer than {self.longest} characters.")
@@ -67,6 +68,17 @@ class Digits(fields.Integer):
     ) -> Any:
         if not DIGITS.fullmatch(value):
             raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Day(fields.Date):
+    """A date as YYYY-MM-DD; Python would take other forms of ISO 8601 too."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> Any:
+        if not isinstance(value, str) or not YEAR_MONTH_DAY.fullmatch(value):
+            raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE)
         return super()._deserialize(value, attr, data, **kwargs)
 
 
@@ -103,7 +115,7 @@ class EmployeeSchema(RecordSchema):
         validate=Email(),
         metadata={"example": "ada@example.org"},
     )
-    hired_on = fields.Date(format="iso", allow_none=True)
+    hired_on = Day(format="iso", allow_none=True)
     manager_id = Id(allow_none=True)
 
     @validates_schema
@@ -154,7 +166,3 @@ class DeleteDepartmentQuery(Schema):
         validate=OneOf(["true", "false"]),
         metadata={"description": "Delete the department's employees too."},
     )
-
-
-class NoQuery(Schema):
-    """For a call that takes no query string."""

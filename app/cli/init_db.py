@@ -56,6 +56,6 @@ def _table(table: TableIndexes) -> Iterator[str]:
 
 def _counts(census: Census) -> str:
     return (
-        f"; {census.rows} records, {census.groups} groups of duplicates with "
-        f"{census.redundant} redundant rows, {census.unnormalised} keys stored un-normalised"
+        f"; records: {census.rows}, groups of duplicates: {census.groups}, "
+        f"redundant rows: {census.redundant}, keys stored un-normalised: {census.unnormalised}"
     )
