@@ -98,9 +98,8 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
         count=count,
         connect_timeout=settings.connect_timeout,
     )
-    changes = (f"{table.table}: {action}" for table in outcome.tables for action in table.actions)
-    for change in (*outcome.upgrade.changes, *changes):
-        logger.info("the database was changed: %s", change)
+    for change in outcome.upgrade.changes:
+        logger.info("the schema was changed: %s", change)
     return outcome
 
 

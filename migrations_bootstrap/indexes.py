@@ -3,6 +3,7 @@
 Not in a revision: once stamped a revision never runs again, and these builds can fail.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ from migrations_bootstrap.lock import Wait, bootstrap_lock, watched
 # As PostgreSQL writes them in pg_get_expr, which they are compared with.
 CANONICAL = "(duplicate_of_id IS NULL)"
 WITH_TOKEN = "(creation_token IS NOT NULL)"  # noqa: S105 - a predicate, not a password
+
+logger = logging.getLogger(__name__)
 
 UNIQUE_VIOLATION = "23505"
 DEADLOCK_ATTEMPTS = 3
@@ -140,18 +143,21 @@ class _Builder:
         _retry_deadlocks(lambda: self._discard(wanted))
 
     def census(self, key: tuple[str, ...]) -> Census:
+        logger.info("counting the duplicates of %s", self.table.name)
         self.connection.exec_driver_sql("SET statement_timeout = 0")
         return census(self.connection, self.table.name, key)
 
     def _ensure(self, wanted: Wanted) -> None:
         if not self.has(wanted):
             self._discard(wanted)
+            logger.info("building %s on %s", wanted.name, self.table.name)
             self._run(_create_statement(self.connection, self.table, wanted))
             self.actions.append(f"built {wanted.name}")
 
     def _discard(self, wanted: Wanted) -> None:
         if wanted.name in self.indexes():
             name = qualified(self.connection, self.table, wanted.name)
+            logger.info("dropping %s", wanted.name)
             self._run(f"DROP INDEX CONCURRENTLY {name}")
             self.actions.append(f"dropped {wanted.name}")
 
