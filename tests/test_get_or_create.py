@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timezone
 from typing import Any
 
@@ -41,7 +42,7 @@ from app.get_or_create import GetOrCreateMixin, normalise
 from app.models import Department, Employee
 from app.transactions import RetryPolicy
 from tests.proxy import lossy_proxy
-from tests.races import inserts_meet, together
+from tests.races import eventually, inserts_meet, together
 
 
 @pytest.fixture
@@ -55,6 +56,11 @@ def context(make_app: Callable[..., Flask], either_url: str) -> Iterator[Flask]:
 @pytest.fixture
 def sales(context: Flask) -> int:
     return Department.get_or_create(name="Sales")[0].id
+
+
+def scalar(sql: str) -> Any:
+    with db.engine.connect() as connection:
+        return connection.scalar(text(sql))
 
 
 def count(model: type[Any]) -> int:
@@ -273,6 +279,25 @@ def test_a_race_that_happened_leaves_one_row(
     assert sorted(created for _, created in outcomes) == [False, False, False, True]
     assert count(Employee) == 1
     assert len(caplog.records) >= 3
+
+
+def test_the_guards_refusal_of_a_stranger_is_a_race_too(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A writer at READ COMMITTED has inserted the key and commits while we wait: 23505, re-run."""
+    with app.app_context(), db.engine.connect() as stranger, ThreadPoolExecutor() as pool:
+        stranger.execute(text("INSERT INTO department (name) VALUES ('Sales')"))
+
+        def create() -> tuple[int, bool]:
+            with app.app_context():
+                department, created = Department.get_or_create(name="Sales")
+                return department.id, created
+
+        ours = pool.submit(create)
+        eventually(lambda: scalar("SELECT count(*) FROM pg_locks WHERE NOT granted") == 1)
+        stranger.commit()
+        assert ours.result() == (1, False)
+    assert [record.sqlstate for record in caplog.records] == ["23505"]  # type: ignore[attr-defined]
 
 
 def test_without_the_isolation_level_the_same_race_makes_duplicates(

@@ -245,6 +245,31 @@ def test_run_retries_a_race_that_shows_at_commit_only(engine: Engine) -> None:
         assert sorted(values) == [1, 2]
 
 
+def test_run_retries_a_deadlock(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Each has locked what the other wants next; PostgreSQL ends one, which runs again."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO counter SELECT n, 0 FROM generate_series(2, 3) n")
+    both_have_one = threading.Barrier(2)
+    lock = text("SELECT value FROM counter WHERE id = :id FOR UPDATE")
+
+    def work_on(first: int, second: int) -> Callable[[Session, str | None], str]:
+        calls = []
+
+        def work(session: Session, unanswered: str | None) -> str:
+            session.execute(lock, {"id": first})
+            calls.append(first)
+            if len(calls) == 1:
+                both_have_one.wait(10)
+            session.execute(lock, {"id": second})
+            return "done"
+
+        return work
+
+    tasks = [lambda: run(engine, work_on(2, 3), POLICY), lambda: run(engine, work_on(3, 2), POLICY)]
+    assert together(tasks) == ["done", "done"]
+    assert "40P01" in [record.sqlstate for record in caplog.records]  # type: ignore[attr-defined]
+
+
 def test_run_gives_each_attempt_a_session_at_serializable(engine: Engine) -> None:
     """Also the second attempt, where a naive loop is back at READ COMMITTED."""
     levels, sessions = [], []
