@@ -147,7 +147,7 @@ class Settings:
     statement_timeout: float = setting(10.0, seconds(0.01, 3600), "longest run of a statement")
     lock_timeout: float = setting(2.0, seconds(0.01, 3600), "longest wait for a lock, each try")
     retry_attempts: int = setting(50, whole(1, 1000), "tries of a unit of work")
-    retry_deadline: float = setting(10.0, seconds(0.1, 300), "no try begins after this time")
+    retry_deadline: float = setting(10.0, seconds(0.1, 300), "no further try begins after it")
     max_body: int = setting(2 * 1024 * 1024, whole(1024, 1 << 30), "longest request body, bytes")
     auth: str = setting("token", one_of("token", "off"), "accepted; takes effect later")
     admin_token_file: str = setting("", text, "accepted; takes effect later")

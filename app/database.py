@@ -17,10 +17,10 @@ from app.config import (
     warn_of_unknown_settings,
 )
 from app.db import db
-from app.errors import ContentionError
+from app.errors import ContentionError, DatabaseAway
 from app.models import NATURAL_KEYS, Record
 from app.transactions import RetryPolicy, connect, limits, retry
-from migrations_bootstrap import Bootstrap, bootstrap, guard_name, is_current
+from migrations_bootstrap import Bootstrap, BootstrapError, bootstrap, guard_name, is_current
 from migrations_bootstrap.embedded import EmbeddedServer
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,13 @@ def engine_options(settings: Settings) -> dict[str, Any]:
 
 def _start_when_needed(engine: Engine, server: EmbeddedServer) -> None:
     """Start or attach to the embedded server before each connect: it may be gone by then."""
-    event.listen(engine, "do_connect", lambda *arguments: server.attach())
+
+    @event.listens_for(engine, "do_connect")
+    def attach(*arguments: object) -> None:
+        try:
+            server.attach()
+        except BootstrapError as error:
+            raise DatabaseAway from error
 
 
 def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:

@@ -43,6 +43,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import array
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     Mapped,
     Mapper,
@@ -53,7 +54,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
-from app.transactions import RetryPolicy, execute
+from app.transactions import UNIQUE_VIOLATION, RetryPolicy, execute, sqlstate
 
 Model = TypeVar("Model", bound="GetOrCreateMixin")
 
@@ -134,7 +135,15 @@ class GetOrCreateMixin:
             return plan.sql, plan.parameters(values)
 
         policy: RetryPolicy = _ask(cls.__binding__.policy)
-        rows = execute(engine, statement, policy, race_indexes(inspect(cls).local_table.name))
+        indexes = race_indexes(inspect(cls).local_table.name)
+        try:
+            rows = execute(engine, statement, policy, indexes)
+        except IntegrityError as error:
+            if sqlstate(error) != UNIQUE_VIOLATION:
+                raise
+            # Perhaps a constraint on the key that the table had before us: its winner is committed
+            # now, and found. Any other is violated again, and that is the caller's.
+            rows = execute(engine, statement, policy, indexes)
         row = plan_for(shape, engine.dialect).read(rows[0])
         instance = attach(_ask(cls.__binding__.session), cls, row)
         return instance, row["creation_token"] == values["token"]

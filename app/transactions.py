@@ -46,8 +46,8 @@ LOST_THE_RACE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AV
 class RetryPolicy:
     """How long to try, how long to wait in between, and what one try may take; in seconds.
 
-    ``deadline`` bounds the whole, connecting and waiting for the pool included: no attempt begins
-    after it. One begun just before it may still wait once, for the pool, a connection or a lock.
+    ``deadline`` bounds the whole, connecting and waiting for the pool included: no further attempt
+    begins after it. One under way may still wait once, for the pool, a connection or a lock.
     """
 
     attempts: int = 50
@@ -260,20 +260,23 @@ def reaching(engine: Engine) -> Iterator[None]:
 def is_away(engine: Engine) -> bool:
     """Tell whether none of the engine's servers takes connections now.
 
-    psycopg2 gives no SQLSTATE for a failed connect, hence this second question.
+    Where the URL asks for a server of some kind (``target_session_attrs``), one that is away is
+    enough: another may be about to take its place. psycopg2 gives no SQLSTATE for a failed connect,
+    hence this second question.
     """
     user = engine.url.username or "postgres"
-    return not any(_takes_connections(host, port, user) for host, port in _addresses(engine))
+    enough = all if "target_session_attrs" in engine.url.query else any
+    return not enough(_takes_connections(host, port, user) for host, port in _addresses(engine))
 
 
-def _addresses(engine: Engine) -> list[tuple[str, int]]:
+def _addresses(engine: Engine) -> list[tuple[str, str]]:
     """Return where libpq looks for the engine's servers: the URL, its own variables, defaults."""
     _, options = engine.dialect.create_connect_args(engine.url)
     named = options.get("hostaddr") or options.get("host") or os.environ.get("PGHOST")
     hosts = str(named or DEFAULT_HOSTS).split(",")
-    default = os.environ.get("PGPORT") or DEFAULT_PORT
-    ports = [int(port or default) for port in str(options.get("port") or "").split(",")]
-    return list(zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True))
+    given = str(options.get("port") or os.environ.get("PGPORT") or "").split(",")
+    ports = [port or DEFAULT_PORT for port in given]
+    return list(zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False))
 
 
 DEFAULT_HOSTS = "/var/run/postgresql,/tmp,localhost"
@@ -282,7 +285,7 @@ PROTOCOL_3 = 196608
 PING_TIMEOUT = 2.0
 
 
-def _takes_connections(host: str, port: int, user: str) -> bool:
+def _takes_connections(host: str, port: str, user: str) -> bool:
     """Ask as pg_isready does: a start-up packet, and a look at the first answer.
 
     An authentication request, or a refusal for the user's own reasons, comes from a server that
@@ -290,10 +293,10 @@ def _takes_connections(host: str, port: int, user: str) -> bool:
     """
     body = struct.pack("!i", PROTOCOL_3) + b"user\0" + user.encode() + b"\0\0"
     try:
-        with _open_socket(host, port) as server:
+        with _open_socket(host, int(port)) as server:
             server.sendall(struct.pack("!i", len(body) + 4) + body)
             answer = server.recv(4096)
-    except OSError:
+    except (OSError, ValueError):  # a host or port that cannot be one, too
         return False
     turned_away = (f"\0C{state}\0".encode() for state in (CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS))
     return bool(answer) and not any(state in answer for state in turned_away)

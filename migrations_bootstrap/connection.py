@@ -121,8 +121,8 @@ def addresses(engine: Engine) -> list[tuple[str, str]]:
     _, options = engine.dialect.create_connect_args(engine.url)
     named = options.get("hostaddr") or options.get("host") or os.environ.get("PGHOST")
     hosts = str(named or DEFAULT_HOSTS).split(",")
-    default = os.environ.get("PGPORT") or "5432"
-    ports = [port or default for port in str(options.get("port") or "").split(",")]
+    given = str(options.get("port") or os.environ.get("PGPORT") or "").split(",")
+    ports = [port or "5432" for port in given]
     # SQLAlchemy lets through one port for each host, or none.
     return list(zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False))
 
@@ -141,7 +141,7 @@ def first_answer(host: str, port: str, user: str) -> str | None:
             if kind == b"R":
                 return ""
             return _error_code(answer.read(struct.unpack("!i", body)[0])) if kind == b"E" else None
-    except (OSError, UnicodeError, struct.error):
+    except (OSError, ValueError, struct.error):
         return None
 
 

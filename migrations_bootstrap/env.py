@@ -6,6 +6,8 @@ that revisions add readable lines to) and, for a comparison with models, `target
 
 from alembic import context
 
+from migrations_bootstrap.lock import NO_TIMEOUTS
+
 attributes = context.config.attributes
 connection = attributes["connection"]
 
@@ -16,7 +18,6 @@ context.configure(
 )
 with context.begin_transaction():
     # LOCAL: a setting of the session would stay behind on a pooled server connection.
-    connection.exec_driver_sql(
-        f"SET LOCAL lock_timeout = '{attributes['lock_timeout']}s'; SET LOCAL statement_timeout = 0"
-    )
+    connection.execute(NO_TIMEOUTS, {"local": True})
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{attributes['lock_timeout']}s'")
     context.run_migrations()

@@ -29,7 +29,7 @@ from migrations_bootstrap.connection import (
 )
 from migrations_bootstrap.database import check_name
 from migrations_bootstrap.errors import Blocked
-from migrations_bootstrap.lock import Wait, bootstrap_lock, watched
+from migrations_bootstrap.lock import NO_TIMEOUTS, Wait, bootstrap_lock, watched
 
 # As PostgreSQL writes them in pg_get_expr, which they are compared with.
 CANONICAL = "(duplicate_of_id IS NULL)"
@@ -144,7 +144,7 @@ class _Builder:
 
     def census(self, key: tuple[str, ...]) -> Census:
         logger.info("counting the duplicates of %s", self.table.name)
-        self.connection.exec_driver_sql("SET statement_timeout = 0")
+        self.connection.execute(NO_TIMEOUTS, {"local": False})
         return census(self.connection, self.table.name, key)
 
     def _ensure(self, wanted: Wanted) -> None:
@@ -164,9 +164,8 @@ class _Builder:
     def _run(self, statement: str) -> None:
         wait = Wait()
         # For the session: CONCURRENTLY runs in no transaction that SET LOCAL could belong to.
-        self.connection.exec_driver_sql(
-            f"SET statement_timeout = 0; SET lock_timeout = '{self.lock_timeout}s'"
-        )
+        self.connection.execute(NO_TIMEOUTS, {"local": False})
+        self.connection.exec_driver_sql(f"SET lock_timeout = '{self.lock_timeout}s'")
         try:
             with watched(self.engine, self.connection, statement, PATIENCE, wait):
                 self.connection.exec_driver_sql(statement)

@@ -20,7 +20,7 @@ POLL_INTERVAL = 0.1
 
 # set_config over pg_settings instead of SET LOCAL: transaction_timeout came with PostgreSQL 17.
 NO_TIMEOUTS = text(
-    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN"
+    "SELECT set_config(name, '0', :local) FROM pg_settings WHERE name IN"
     " ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
 )
 
@@ -107,7 +107,7 @@ def _acquire(connection: Connection, timeout: float) -> None:
 
 
 def _try_lock(connection: Connection) -> bool:
-    connection.execute(NO_TIMEOUTS)
+    connection.execute(NO_TIMEOUTS, {"local": True})
     return bool(connection.scalar(TRY_LOCK, {"key": LOCK_KEY}))
 
 

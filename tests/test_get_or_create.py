@@ -58,11 +58,6 @@ def sales(context: Flask) -> int:
     return Department.get_or_create(name="Sales")[0].id
 
 
-def scalar(sql: str) -> Any:
-    with db.engine.connect() as connection:
-        return connection.scalar(text(sql))
-
-
 def count(model: type[Any]) -> int:
     return db.session.scalar(select(func.count()).select_from(model)) or 0
 
@@ -294,7 +289,7 @@ def test_the_guards_refusal_of_a_stranger_is_a_race_too(
                 return department.id, created
 
         ours = pool.submit(create)
-        eventually(lambda: scalar("SELECT count(*) FROM pg_locks WHERE NOT granted") == 1)
+        eventually(lambda: waits(db.engine) == 1)
         stranger.commit()
         assert ours.result() == (1, False)
     assert [record.sqlstate for record in caplog.records] == ["23505"]  # type: ignore[attr-defined]
@@ -488,8 +483,29 @@ def test_a_default_that_reads_its_context_is_a_type_error(own: Engine) -> None:
         Fussy.get_or_create(name="x")
 
 
+def test_a_unique_constraint_that_the_key_had_before_is_a_race_too(own: Engine) -> None:
+    """A stranger's row is committed while we wait for it: found, not refused."""
+    with own.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE tag ADD UNIQUE (scope_name, label)")
+    with own.connect() as stranger, ThreadPoolExecutor() as pool:
+        columns = "scope_name, label, scalar, called, expression, numbered, color"
+        stranger.exec_driver_sql(
+            f"INSERT INTO tag ({columns}) VALUES ('a', 1, 's', 0, now(), 0, 'c')"
+        )
+        ours = pool.submit(lambda: Tag.get_or_create(scope="a", label=1)[1])
+        eventually(lambda: waits(own) == 1)
+        stranger.commit()
+        assert ours.result() is False
+
+
+def waits(engine: Engine) -> int:
+    with engine.connect() as connection:
+        sql = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return connection.scalar(sql) or 0
+
+
 def test_another_unique_constraint_is_the_callers(own: Engine) -> None:
-    """23505 of a constraint that is not ours passes at once."""
+    """23505 of a constraint that is not ours, nor the key's, passes."""
     Tag.get_or_create({"color": "red"}, scope="a", label=1)
     with pytest.raises(IntegrityError) as caught:
         Tag.get_or_create({"color": "red"}, scope="a", label=2)

@@ -13,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
+from migrations_bootstrap.embedded import EmbeddedServer, EmbeddedServerError
 from tests.conftest import unguard
 from tests.races import eventually
 from tests.serving import ROOT, serving
@@ -84,6 +85,20 @@ def test_a_database_that_is_away_is_not_ready(make_app: Callable[..., Flask]) ->
     ):
         assert (call.status_code, call.get_json()["code"]) == (503, "database_away")
         assert "Retry-After" in call.headers
+
+
+def test_an_embedded_server_that_fails_is_a_database_that_is_away(
+    make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or its binaries gone: 503."""
+
+    def fail(server: EmbeddedServer) -> None:
+        raise EmbeddedServerError("the disk is full")
+
+    monkeypatch.setattr(EmbeddedServer, "attach", fail)
+    client = make_app("", ROLLCALL_RETRY_DEADLINE=0.1).test_client()
+    assert client.get("/readyz").status_code == 503
+    assert client.post("/api/v1/departments", json={"name": "X"}).status_code == 503
 
 
 @pytest.fixture

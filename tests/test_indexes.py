@@ -384,6 +384,9 @@ def test_the_time_outs_of_the_role_do_not_end_a_build(engine: Engine) -> None:
         f"CREATE ROLE {role} LOGIN SUPERUSER",
         f"ALTER ROLE {role} SET statement_timeout = '300ms'",
         f"ALTER ROLE {role} SET lock_timeout = '300ms'",
+        # Came with PostgreSQL 17.
+        f"DO $$ BEGIN IF current_setting('transaction_timeout', true) IS NOT NULL THEN"
+        f" ALTER ROLE {role} SET transaction_timeout = '300ms'; END IF; END $$",
     )
     hasty = create_engine(engine.url.set(username=role), poolclass=NullPool)
     outcomes: list[TableIndexes] = []

@@ -89,13 +89,16 @@ def test_a_naive_loop_makes_duplicates_under_the_same_load(
         tmp_path, "tests.naive:app", DATABASE_URL=unguarded_url, WEB_CONCURRENCY="3"
     ) as service:
         unguard(unguarded_url)
-        race(service, EMPLOYEES, clients=16)
-    duplicates = scalar(
-        engine, "SELECT count(*) - count(DISTINCT (department_id, name)) FROM employee"
-    )
-    engine.dispose()
 
-    assert duplicates > 0
+        def duplicates_after(run: int) -> int:
+            rows = [{**row, "name": f"{row['name']} of run {run}"} for row in EMPLOYEES]
+            race(service, rows, clients=16)
+            sql = "SELECT count(*) - count(DISTINCT (department_id, name)) FROM employee"
+            return int(scalar(engine, sql))
+
+        # One run shows it nearly always; ten are enough for certain.
+        assert any(duplicates_after(run) > 0 for run in range(10))
+    engine.dispose()
 
 
 def test_a_start_brings_the_database_up(empty_database: str, tmp_path: Path) -> None:

@@ -453,7 +453,13 @@ def test_a_server_is_away_when_none_of_its_hosts_takes_connections(
     assert verdicts(f"{here}{folder}") == {False}
     assert verdicts(f"{here}{nowhere}&host={folder}") == {False}
     assert verdicts(f"{here}{nowhere}:5432&host={nowhere}:5433") == {True}
+    assert verdicts("postgresql+psycopg2://postgres@a..b/none") == {True}
+    awaited = f"{here}{nowhere}&host={folder}&target_session_attrs=read-write"
+    assert is_away(create_engine(awaited))
     monkeypatch.setenv("PGHOST", folder)
+    assert verdicts("postgresql+psycopg2://postgres@/none") == {False}
+    monkeypatch.setenv("PGHOST", f"/nowhere,{folder}")
+    monkeypatch.setenv("PGPORT", "1,5432")
     assert verdicts("postgresql+psycopg2://postgres@/none") == {False}
     monkeypatch.setenv("PGPORT", "1")
     assert verdicts("postgresql+psycopg2://postgres@/none") == {True}

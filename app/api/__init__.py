@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, request
 from flask_restx import Api
 from werkzeug.wrappers import Response
 
@@ -46,4 +46,4 @@ def init_app(app: Flask) -> None:
 
 
 def _lead_to_swagger() -> Response:
-    return Response(status=302, headers={"Location": f"{BASE}/"})
+    return Response(status=302, headers={"Location": f"{request.script_root}{BASE}/"})
