@@ -93,3 +93,12 @@ def together(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.join()
     return outcomes
+
+
+def terminate_backends(engine: Engine) -> None:
+    """Cut all connections of the service."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+            " WHERE application_name = 'rollcall'"
+        )

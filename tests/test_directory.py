@@ -20,7 +20,7 @@ from app.db import db
 from app.errors import DepartmentNotEmpty, InvalidInput, NaturalKeyTaken, RecordNotFound
 from app.models import Department, Employee
 from tests.proxy import LossyProxy, lossy_proxy
-from tests.races import inserts_held, together
+from tests.races import inserts_held, terminate_backends, together
 
 
 @pytest.fixture
@@ -242,12 +242,6 @@ def test_a_read_survives_a_lost_connection(context: Flask, administrator: Any) -
     """It is run again on another."""
     id = directory.create_employee("Ann", department="R")[0].id
     db.session.rollback()
-    with administrator.connect() as connection:
-        connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-                " WHERE application_name = 'rollcall'"
-            )
-        )
+    terminate_backends(administrator)
     db.session.expunge_all()
     assert directory.find(Employee, id).name == "Ann"

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from migrations_bootstrap.embedded import EmbeddedServer, EmbeddedServerError
 from tests.conftest import unguard
-from tests.races import eventually
+from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, serving
 from tests.test_cli import flask
 
@@ -53,11 +53,7 @@ def test_a_connection_that_was_cut_is_no_reason_not_to_be_ready(
 ) -> None:
     """The probe looks again on another."""
     assert client.get("/readyz").status_code == 200
-    with administrator.connect() as connection:
-        connection.exec_driver_sql(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'rollcall'"
-        )
+    terminate_backends(administrator)
     assert client.get("/readyz").status_code == 200
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from app.worker import Worker
 from tests.conftest import unguard
-from tests.races import together
+from tests.races import terminate_backends, together
 from tests.serving import Service, Tally, exchange, race, serving
 
 DEPARTMENTS = [f"Department {number}" for number in range(6)]
@@ -51,15 +51,6 @@ def either(either_url: str) -> Iterator[Engine]:
 def scalar(engine: Engine, sql: str) -> Any:
     with engine.connect() as connection:
         return connection.scalar(text(sql))
-
-
-def terminate_backends(engine: Engine) -> None:
-    """Cut all connections of the service."""
-    scalar(
-        engine,
-        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
-        " WHERE application_name = 'rollcall'",
-    )
 
 
 def url_of(engine: Engine) -> str:

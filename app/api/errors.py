@@ -68,11 +68,14 @@ def _path(record: str, id: int) -> str:
     return url_for(ENDPOINTS[record], id=id)
 
 
+UNFORESEEN = Problem(500, "internal_error", "The server met an error it did not foresee.")
+
+
 @singledispatch
 def problem_of(error: Exception) -> Problem:
     """Return what to tell the client about an exception."""
     logger.error("unforeseen error", exc_info=error)
-    return Problem(500, "internal_error", "The server met an error it did not foresee.")
+    return UNFORESEEN
 
 
 # Not http.HTTPStatus's names and phrases: they change between versions of Python.
@@ -175,7 +178,7 @@ def _(error: DBAPIError) -> Problem:
         logger.error("the database does not serve: sqlstate=%s", state, exc_info=error)
         return _unavailable("database_away", "The database cannot do this now; try again.")
     logger.error("unforeseen database error: sqlstate=%s", state, exc_info=error)
-    return Problem(500, "internal_error", "The server met an error it did not foresee.")
+    return UNFORESEEN
 
 
 REFUSED_VALUES = frozenset({"23502", "23514", "44000", "P0001"})  # not null, checks, triggers
