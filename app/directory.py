@@ -26,8 +26,9 @@ from app.errors import (
     RecordIsDuplicate,
     RecordNotFound,
 )
-from app.get_or_create import canonical, normalise, race_indexes, spellings
+from app.get_or_create import race_indexes
 from app.models import Department, Employee, Record
+from app.natural_key import canonical, normalise, spellings
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Result = TypeVar("Result")

@@ -5,48 +5,31 @@ PostgreSQL refuses one of two transactions that both found nothing and inserted 
 the retry then finds the row of the other. No unique constraint is needed; where there is one (the
 guard) it is a second, independent defence.
 
-Take this module, ``transactions.py`` and ``errors.py`` into a project of your own: they import
-SQLAlchemy and nothing else of Rollcall. ``docs/adopting.md`` shows how.
+Take this module, ``statement.py``, ``natural_key.py``, ``transactions.py`` and ``errors.py`` into a
+project of your own: they import SQLAlchemy and nothing else of Rollcall. ``docs/adopting.md`` shows
+how.
 """
 
 from __future__ import annotations
 
-import unicodedata
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from sqlalchemy import (
-    CTE,
     BigInteger,
-    BindParameter,
     Column,
     ColumnElement,
-    CompoundSelect,
-    Dialect,
     Engine,
-    Select,
     Uuid,
     and_,
-    any_,
-    bindparam,
-    exists,
-    func,
-    insert,
     inspect,
     literal,
-    null,
-    or_,
-    select,
-    union_all,
 )
-from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     Mapped,
-    Mapper,
     Session,
     make_transient_to_detached,
     mapped_column,
@@ -54,18 +37,13 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
+from app.natural_key import canonical, columns_of, equals, spellings
+from app.statement import Shape, plan_for
 from app.transactions import UNIQUE_VIOLATION, RetryPolicy, execute, sqlstate
 
 Model = TypeVar("Model", bound="GetOrCreateMixin")
 
 KEPT_BY_THE_MIXIN = frozenset({"creation_token", "duplicate_of_id"})
-
-
-def normalise(value: Any) -> Any:
-    """Return a string in NFC, trimmed, inner white space folded to a blank; others as they are."""
-    if not isinstance(value, str):
-        return value
-    return " ".join(unicodedata.normalize("NFC", value).split())
 
 
 @dataclass(frozen=True)
@@ -173,34 +151,6 @@ def race_indexes(table: str) -> frozenset[str]:
     return frozenset({f"uq_{table}_natural_key", f"uq_{table}_creation_token"})
 
 
-def spellings(value: Any) -> list[Any]:
-    """Return what a value of a key is looked up as: normalised, and as sent if that differs."""
-    if value is None:
-        return []
-    normalised = normalise(value)
-    return [normalised] if normalised == value else [normalised, value]
-
-
-def columns_of(model: type[GetOrCreateMixin]) -> Mapping[str, Column[Any]]:
-    """Return the model's own columns by the name of their attribute."""
-    return _columns_of(inspect(model))
-
-
-@lru_cache(maxsize=256)
-def _columns_of(mapper: Mapper[Any]) -> Mapping[str, Column[Any]]:
-    columns = {attribute.key: attribute.columns[0] for attribute in mapper.column_attrs}
-    return {key: column for key, column in columns.items() if isinstance(column, Column)}
-
-
-class Shape(NamedTuple):
-    """What two calls have in common that can be sent as the same SQL."""
-
-    model: type[GetOrCreateMixin]
-    spellings: tuple[int, ...]  # of each part of the natural key: 0 is NULL
-    given: tuple[str, ...]  # the further columns that have a value
-    by_token: bool = False
-
-
 def describe(
     model: type[GetOrCreateMixin], key: Mapping[str, Any], given: dict[str, Any]
 ) -> tuple[Shape, dict[str, Any]]:
@@ -248,160 +198,6 @@ def _python_defaults(model: type[GetOrCreateMixin], given: Mapping[str, Any]) ->
             values[name] = default.arg(_NoContext())
         elif default.is_scalar:
             values[name] = default.arg
-    return values
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A statement compiled for a dialect, with what converts values on the way in and out."""
-
-    sql: str
-    fixed: Mapping[str, Any]
-    bind: Mapping[str, Callable[[Any], Any] | None]
-    result: Mapping[str, Callable[[Any], Any] | None]
-
-    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the driver's parameters for the values of a call."""
-        return {
-            **self.fixed,
-            **{name: _convert(self.bind[name], value) for name, value in values.items()},
-        }
-
-    def read(self, row: Sequence[Any]) -> dict[str, Any]:
-        """Return a row's values by attribute."""
-        return {
-            name: _convert(convert, value)
-            for (name, convert), value in zip(self.result.items(), row, strict=True)
-        }
-
-
-def _convert(convert: Callable[[Any], Any] | None, value: Any) -> Any:
-    return value if convert is None else convert(value)
-
-
-@lru_cache(maxsize=1024)
-def plan_for(shape: Shape, dialect: Dialect) -> Plan:
-    """Compile the statement of a shape, once."""
-    columns = columns_of(shape.model)
-    types = {name: column.type.dialect_impl(dialect) for name, column in columns.items()}
-    compiled = build(shape).compile(dialect=dialect)
-    parameters = _parameters(shape)
-    return Plan(
-        sql=str(compiled),
-        fixed={name: value for name, value in compiled.params.items() if name not in parameters},
-        bind={name: types[of].bind_processor(dialect) for name, of in parameters.items()},
-        result={name: kind.result_processor(dialect, None) for name, kind in types.items()},
-    )
-
-
-def _parameters(shape: Shape) -> dict[str, str]:
-    """Return the attribute that each parameter of the statement is a value of."""
-    parts = zip(shape.model.__natural_key__, shape.spellings, strict=True)
-    names = {
-        f"key_{part}_{number}": attribute
-        for part, (attribute, count) in enumerate(parts)
-        for number in range(count)
-    }
-    names |= {f"given_{number}": attribute for number, attribute in enumerate(shape.given)}
-    return names | {"token": "creation_token"}
-
-
-def build(shape: Shape) -> CompoundSelect[Any]:
-    """Build the statement: the canonical row of the key, or else the row that it inserts.
-
-    ``matching`` is materialised so that the planner looks in the index of the key. It would not
-    if it believed that walking the primary key in order finds a match sooner, and at SERIALIZABLE
-    a walk locks every page that it reads.
-    """
-    columns = columns_of(shape.model)
-    table = columns["creation_token"].table
-    operands = _operands(shape)
-    matching = _matching(shape, operands).cte("matching").prefix_with("MATERIALIZED")
-    found = _oldest(shape, matching).cte("found")
-    values = _inserted(shape, operands)
-    created = (
-        insert(table)
-        .from_select(
-            list(values),
-            select(*values.values()).where(~exists(select(found))),
-            include_defaults=False,
-        )
-        .returning(*columns.values())
-        .cte("created")
-    )
-    return union_all(select(*found.columns), select(*created.columns))
-
-
-Operands = Mapping[str, list[ColumnElement[Any]]]
-
-
-def _operands(shape: Shape) -> Operands:
-    """Return, by attribute, what the statement compares with or stores: spellings, or a value."""
-    key = shape.model.__natural_key__
-    operands: dict[str, list[ColumnElement[Any]]] = {name: [] for name in key}
-    for parameter, attribute in _parameters(shape).items():
-        column = columns_of(shape.model)[attribute]
-        value = bindparam(parameter, type_=column.type)
-        operands.setdefault(attribute, []).append(canonical(column, value))
-    return operands
-
-
-def canonical(column: ColumnElement[Any], value: BindParameter[Any]) -> ColumnElement[Any]:
-    """Lead a reference to a duplicate to its canonical row, within the statement.
-
-    Two employees of one key would otherwise be canonical side by side, one of them under a
-    duplicate of their department. An unknown id stays as it is, for the foreign key to refuse.
-    """
-    targets = (foreign_key.column for foreign_key in column.foreign_keys)
-    target = next((to for to in targets if "duplicate_of_id" in to.table.columns), None)
-    if target is None:
-        return value
-    kept = func.coalesce(target.table.columns["duplicate_of_id"], target)
-    row = select(kept).where(target == value).correlate(None).scalar_subquery()
-    return func.coalesce(row, value)
-
-
-def _matching(shape: Shape, operands: Operands) -> Select[Any]:
-    columns = columns_of(shape.model)
-    wanted = and_(*(equals(columns[name], operands[name]) for name in shape.model.__natural_key__))
-    if shape.by_token:
-        wanted = or_(wanted, equals(columns["creation_token"], operands["creation_token"]))
-    return select(*columns.values()).where(columns["duplicate_of_id"].is_(None), wanted)
-
-
-def equals(
-    column: ColumnElement[Any], operands: Sequence[ColumnElement[Any]]
-) -> ColumnElement[bool]:
-    """Compare with any of the operands; none means NULL.
-
-    ``IS NOT DISTINCT FROM`` would be one expression for all, but PostgreSQL uses no index for it.
-    """
-    if not operands:
-        return column.is_(None)
-    if len(operands) == 1:
-        return column == operands[0]
-    return column == any_(array(operands))
-
-
-def _oldest(shape: Shape, matching: CTE) -> Select[Any]:
-    columns = columns_of(shape.model)
-    (primary_key,) = columns["creation_token"].table.primary_key
-    order: list[ColumnElement[Any]] = [matching.columns[primary_key.key]]
-    if shape.by_token:
-        token = bindparam("token", type_=columns["creation_token"].type)
-        order.insert(0, matching.columns["creation_token"].is_distinct_from(token))
-    return select(*matching.columns).order_by(*order).limit(1)
-
-
-def _inserted(shape: Shape, operands: Operands) -> dict[str, ColumnElement[Any]]:
-    """Return what to store, by column name: the first spelling, the values, SQL defaults."""
-    values = {}
-    for attribute, column in columns_of(shape.model).items():
-        default: Any = column.default
-        if attribute in operands:
-            values[column.name] = operands[attribute][0] if operands[attribute] else null()
-        elif default is not None:
-            values[column.name] = default.next_value() if default.is_sequence else default.arg
     return values
 
 

@@ -21,14 +21,15 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/adopting.md").read_text("utf-8")
 SQL = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FILES = re.findall(r"`(\w+)\.py`", PAGE.partition("## 2.")[0])
 
 
 @pytest.fixture
 def borrowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The three files in a package of another name, which cannot import Rollcall or Flask."""
+    """The files in a package of another name, which cannot import Rollcall or Flask."""
     package = tmp_path / "elsewhere"
     package.mkdir()
-    for name in ("errors", "transactions", "get_or_create"):
+    for name in FILES:
         text = (ROOT / f"app/{name}.py").read_text("utf-8")
         (package / f"{name}.py").write_text(text.replace("from app.", "from elsewhere."), "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -38,8 +38,9 @@ from sqlalchemy.orm import (
 from app import directory
 from app.db import db
 from app.errors import ContentionError
-from app.get_or_create import GetOrCreateMixin, normalise
+from app.get_or_create import GetOrCreateMixin
 from app.models import Department, Employee
+from app.natural_key import normalise
 from app.transactions import RetryPolicy
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_meet, together

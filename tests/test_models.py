@@ -9,8 +9,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, literal, select, text
 
 from app.db import Base
-from app.get_or_create import normalise, race_indexes
+from app.get_or_create import race_indexes
 from app.models import NATURAL_KEYS
+from app.natural_key import normalise
 from migrations_bootstrap import guard_name, normalised, token_name
 from migrations_bootstrap.schema import VERSION_TABLE
 

@@ -10,8 +10,8 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, validates_schema
 from marshmallow.validate import Email, OneOf, Range
 
-from app.get_or_create import normalise
 from app.models import EMAIL_LENGTH, NAME_LENGTH, TITLE_LENGTH
+from app.natural_key import normalise
 
 BIGINT_MAX = 2**63 - 1
 DIGITS = re.compile(r"[0-9]{1,19}")
