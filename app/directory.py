@@ -6,14 +6,16 @@ run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, delete, exists, literal, select
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, any_, delete, exists, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from app import transactions
+from app.batch import Row, find_or_create_all, keep_writers_out
+from app.call import Call, read_call, with_key
 from app.config import request_policy
 from app.db import db
 from app.errors import (
@@ -142,6 +144,72 @@ def _create_employee(
 def _require(model: type[Record], id: int | None, unknown: Mapping[str, Sequence[str]]) -> None:
     if not read(lambda session: session.scalar(select(exists().where(model.id == id)))):
         raise InvalidInput(unknown)
+
+
+def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool]]:
+    """Do for each item what :func:`create_employee` does, all in one transaction.
+
+    Returns each employee's id and whether they were created just now, in the order of the items.
+    Raises InvalidInput, which names items by their index, for ids that nothing has; nothing is
+    stored then.
+    """
+    calls = [_employee_call(**item) for item in items]
+    names = {item["department"] for item in items if "department" in item}
+    departments = {name: read_call(Department, name=name) for name in names}
+
+    def work(session: Session, unanswered: list[Row] | None) -> list[Row]:
+        by_token = unanswered is not None
+        keep_writers_out(session, request_policy(), *([Department] if names else []), Employee)
+        _require_known(session, items)
+        rows = find_or_create_all(session, Department, list(departments.values()), by_token)
+        ids = dict(zip(departments, (row["id"] for row in rows), strict=True))
+        wanted = [
+            with_key(Employee, call, department_id=ids[item["department"]])
+            if "department" in item
+            else call
+            for item, call in zip(items, calls, strict=True)
+        ]
+        return find_or_create_all(session, Employee, wanted, by_token)
+
+    try:
+        rows = transactions.look_again(lambda: _run(work))
+    except IntegrityError as error:
+        if transactions.sqlstate(error) == FOREIGN_KEY_VIOLATION:
+            read(lambda session: _require_known(session, items))
+        raise
+    return [
+        (row["id"], row["creation_token"] == call.token)
+        for row, call in zip(rows, calls, strict=True)
+    ]
+
+
+def _employee_call(
+    name: str, department_id: int | None = None, department: str | None = None, **details: Any
+) -> Call:
+    """Return the call of an item; a department that is given by its name is put in later."""
+    return read_call(Employee, details, name=name, department_id=department_id)
+
+
+def _require_known(session: Session, items: Sequence[Mapping[str, Any]]) -> None:
+    errors: dict[str, Sequence[str]] = {}
+    for model, messages in ((Department, UNKNOWN_DEPARTMENT), (Employee, UNKNOWN_MANAGER)):
+        ((attribute, message),) = messages.items()
+        wanted = [item.get(attribute) for item in items]
+        known = _known(session, model, {id for id in wanted if id is not None})
+        errors |= {
+            f"items.{index}.{attribute}": message
+            for index, id in enumerate(wanted)
+            if id is not None and id not in known
+        }
+    if errors:
+        raise InvalidInput(errors)
+
+
+def _known(session: Session, model: type[Record], ids: Collection[int]) -> set[int]:
+    if not ids:
+        return set()
+    wanted = literal(list(ids), ARRAY(BigInteger))
+    return set(session.scalars(select(model.id).where(model.id == any_(wanted))))
 
 
 def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRecord:

@@ -50,6 +50,10 @@ class InvalidInput(RollcallError):
         self.errors = errors
 
 
+class UnusableFile(RollcallError):
+    """A file cannot be read as what it should be; ``str(error)`` ends a sentence on the file."""
+
+
 class RecordError(RollcallError):
     """An error about one record: ``record`` is the model's name, ``id`` the row's."""
 

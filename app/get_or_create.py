@@ -13,9 +13,9 @@ how.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -27,7 +27,6 @@ from sqlalchemy import (
     inspect,
     literal,
 )
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     Mapped,
     Session,
@@ -37,13 +36,13 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
+from app.batch import Row, find_or_create_all, keep_writers_out
+from app.call import read_call, wrong_key
 from app.natural_key import canonical, columns_of, equals, spellings
-from app.statement import Shape, plan_for
-from app.transactions import UNIQUE_VIOLATION, RetryPolicy, execute, sqlstate
+from app.statement import plan_for, shape_of, values_of
+from app.transactions import RetryPolicy, execute, look_again, run
 
 Model = TypeVar("Model", bound="GetOrCreateMixin")
-
-KEPT_BY_THE_MIXIN = frozenset({"creation_token", "duplicate_of_id"})
 
 
 @dataclass(frozen=True)
@@ -103,33 +102,58 @@ class GetOrCreateMixin:
         ContentionError when the race could not be won in time; and the driver's error, as
         SQLAlchemy wraps it, for a value that the database refuses.
         """
-        shape, values = describe(cls, key, dict(defaults or {}))
+        call = read_call(cls, defaults, **key)
         engine: Engine = _ask(cls.__binding__.engine)
 
         def statement(attempt: int) -> tuple[str, Mapping[str, Any]]:
             # An attempt whose reply was lost may have created the row, and somebody may have
             # renamed it since: from the second attempt on, look for our token as well.
-            plan = plan_for(shape._replace(by_token=attempt > 1), engine.dialect)
-            return plan.sql, plan.parameters(values)
+            plan = plan_for(shape_of(cls, call, by_token=attempt > 1), engine.dialect)
+            return plan.sql, plan.parameters(values_of(call))
 
-        policy: RetryPolicy = _ask(cls.__binding__.policy)
         indexes = race_indexes(inspect(cls).local_table.name)
-        try:
-            rows = execute(engine, statement, policy, indexes)
-        except IntegrityError as error:
-            if sqlstate(error) != UNIQUE_VIOLATION:
-                raise
-            # Perhaps a constraint on the key that the table had before us: its winner is committed
-            # now, and found. Any other is violated again, and that is the caller's.
-            rows = execute(engine, statement, policy, indexes)
-        row = plan_for(shape, engine.dialect).read(rows[0])
+        (found,) = look_again(
+            lambda: execute(engine, statement, _ask(cls.__binding__.policy), indexes)
+        )
+        row = plan_for(shape_of(cls, call, by_token=False), engine.dialect).read(found)
         instance = attach(_ask(cls.__binding__.session), cls, row)
-        return instance, row["creation_token"] == values["token"]
+        return instance, row["creation_token"] == call.token
+
+    @classmethod
+    def get_or_create_many(
+        cls: type[Model], items: Iterable[Mapping[str, Any]]
+    ) -> list[tuple[Model, bool]]:
+        """Do for each item what get_or_create does, all in one transaction: all of it, or nothing.
+
+        An item is the arguments of a call: ``{"name": …, "department_id": …, "defaults": {…}}``.
+        The results are in the order of the items. Of items with the same key the first can create
+        the row, with its own defaults; the others find it.
+
+        While it works, other writers of the table wait. Raises what :meth:`get_or_create` does,
+        and TypeError where only some of the items give a column that the database has a default
+        for.
+        """
+        calls = [read_call(cls, **item) for item in items]
+        indexes = race_indexes(inspect(cls).local_table.name)
+
+        engine: Engine = _ask(cls.__binding__.engine)
+
+        def work(session: Session, unanswered: list[Row] | None) -> list[Row]:
+            keep_writers_out(session, _ask(cls.__binding__.policy), cls)
+            return find_or_create_all(session, cls, calls, by_token=unanswered is not None)
+
+        rows = look_again(lambda: run(engine, work, _ask(cls.__binding__.policy), indexes))
+        session = _ask(cls.__binding__.session)
+        return [
+            (attach(session, cls, row), row["creation_token"] == call.token)
+            for call, row in zip(calls, rows, strict=True)
+        ]
 
     @classmethod
     def has_natural_key(cls, **key: Any) -> ColumnElement[bool]:
         """Return the condition that a row is a canonical one of the natural key."""
-        _require_natural_key(cls, key)
+        if key.keys() != set(cls.__natural_key__):
+            raise wrong_key(cls, key)
         columns = columns_of(cls)
         conditions = [
             equals(columns[name], [_literal(columns[name], text) for text in spellings(value)])
@@ -149,56 +173,6 @@ def _ask(given: Any) -> Any:
 def race_indexes(table: str) -> frozenset[str]:
     """Return the names of the unique indexes that a race of get_or_create can run into."""
     return frozenset({f"uq_{table}_natural_key", f"uq_{table}_creation_token"})
-
-
-def describe(
-    model: type[GetOrCreateMixin], key: Mapping[str, Any], given: dict[str, Any]
-) -> tuple[Shape, dict[str, Any]]:
-    """Return the shape of a call and its values by parameter name; the token is a new one."""
-    _require_natural_key(model, key)
-    _require_further_columns(model, given)
-    given |= _python_defaults(model, given)
-    texts = [spellings(key[name]) for name in model.__natural_key__]
-    values: dict[str, Any] = {"token": uuid.uuid4()}
-    for part, text in enumerate(texts):
-        values |= {f"key_{part}_{number}": value for number, value in enumerate(text)}
-    values |= {f"given_{number}": value for number, value in enumerate(given.values())}
-    return Shape(model, tuple(map(len, texts)), tuple(given)), values
-
-
-def _require_natural_key(model: type[GetOrCreateMixin], key: Mapping[str, Any]) -> None:
-    if set(key) != set(model.__natural_key__):
-        raise TypeError(
-            f"the natural key of {model.__name__} is {', '.join(model.__natural_key__)}; "
-            f"got {', '.join(key) or 'nothing'}"
-        )
-
-
-def _require_further_columns(model: type[GetOrCreateMixin], given: Mapping[str, Any]) -> None:
-    allowed = columns_of(model).keys() - set(model.__natural_key__) - KEPT_BY_THE_MIXIN
-    if unknown := sorted(given.keys() - allowed):
-        raise TypeError(f"{', '.join(unknown)}: not among the defaults {model.__name__} can have")
-
-
-class _NoContext:
-    """Stands in for SQLAlchemy's execution context, which there is none of."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise TypeError("get_or_create cannot evaluate a column default that reads its context")
-
-
-def _python_defaults(model: type[GetOrCreateMixin], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate the columns' own defaults, as an ORM flush would, for what was not given."""
-    values = {}
-    for name, column in columns_of(model).items():
-        default: Any = column.default
-        if default is None or name in given or name in model.__natural_key__:
-            continue
-        if default.is_callable:
-            values[name] = default.arg(_NoContext())
-        elif default.is_scalar:
-            values[name] = default.arg
-    return values
 
 
 def attach(session: Session, model: type[Model], values: Mapping[str, Any]) -> Model:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BindParameter, Column, ColumnElement, any_, func, inspect, select
+from sqlalchemy import Column, ColumnElement, FromClause, any_, func, inspect, select
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.orm import Mapper
 
@@ -19,12 +19,12 @@ def normalise(value: Any) -> Any:
     return " ".join(unicodedata.normalize("NFC", value).split())
 
 
-def spellings(value: Any) -> list[Any]:
+def spellings(value: Any) -> tuple[Any, ...]:
     """Return what a value of a key is looked up as: normalised, and as sent if that differs."""
     if value is None:
-        return []
+        return ()
     normalised = normalise(value)
-    return [normalised] if normalised == value else [normalised, value]
+    return (normalised,) if normalised == value else (normalised, value)
 
 
 def columns_of(model: type[Any]) -> Mapping[str, Column[Any]]:
@@ -39,18 +39,21 @@ def _columns_of(mapper: Mapper[Any]) -> Mapping[str, Column[Any]]:
     return {key: column for key, column in columns.items() if isinstance(column, Column)}
 
 
-def canonical(column: ColumnElement[Any], value: BindParameter[Any]) -> ColumnElement[Any]:
+def canonical(
+    column: ColumnElement[Any], value: ColumnElement[Any], given_by: FromClause | None = None
+) -> ColumnElement[Any]:
     """Lead a reference to a duplicate to its canonical row, within the statement.
 
     Two employees of one key would otherwise be canonical side by side, one of them under a
     duplicate of their department. An unknown id stays as it is, for the foreign key to refuse.
+    ``given_by`` is what the value is a column of, if it is one.
     """
     targets = (foreign_key.column for foreign_key in column.foreign_keys)
     target = next((to for to in targets if "duplicate_of_id" in to.table.columns), None)
     if target is None:
         return value
     kept = func.coalesce(target.table.columns["duplicate_of_id"], target)
-    row = select(kept).where(target == value).correlate(None).scalar_subquery()
+    row = select(kept).where(target == value).correlate(given_by).scalar_subquery()
     return func.coalesce(row, value)
 
 

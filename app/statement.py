@@ -1,29 +1,116 @@
-"""The statement of get_or_create: from a model and a call's shape to SQL that is compiled once."""
+"""The statements of get_or_create: from a model and a call's shape to SQL that is compiled once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
+    Column,
     ColumnElement,
     CompoundSelect,
     Dialect,
+    Enum,
     Select,
+    Text,
     and_,
     bindparam,
     exists,
+    func,
     insert,
     null,
     or_,
     select,
+    true,
     union_all,
 )
+from sqlalchemy.types import TypeEngine
 
+from app.call import Call
 from app.natural_key import canonical, columns_of, equals
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A statement compiled for a dialect, with what converts values on the way in and out."""
+
+    sql: str
+    fixed: Mapping[str, Any]
+    bind: Mapping[str, Callable[[Any], Any]]  # of the parameters that need converting
+    names: Sequence[str]
+    result: Mapping[str, Callable[[Any], Any]]  # of the attributes that need converting
+
+    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the driver's parameters for the values of a call."""
+        return _convert({**self.fixed, **values}, self.bind)
+
+    def read(self, row: Iterable[Any]) -> dict[str, Any]:
+        """Return a row's values by attribute."""
+        return _convert(dict(zip(self.names, row, strict=True)), self.result)
+
+
+def _convert(values: dict[str, Any], by: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    for name, convert in by.items():
+        values[name] = convert(values[name])
+    return values
+
+
+def _compile(
+    model: type[Any],
+    statement: CompoundSelect[Any],
+    types: Mapping[str, TypeEngine[Any]],
+    dialect: Dialect,
+) -> Plan:
+    """Compile a statement whose parameters are of the given types and which returns whole rows."""
+    compiled = statement.compile(dialect=dialect)
+    columns = {name: column.type for name, column in columns_of(model).items()}
+    return Plan(
+        sql=str(compiled),
+        fixed={name: value for name, value in compiled.params.items() if name not in types},
+        bind=_needed(types, lambda kind: kind.bind_processor(dialect), dialect),
+        names=tuple(columns),
+        result=_needed(columns, lambda kind: kind.result_processor(dialect, None), dialect),
+    )
+
+
+def _needed(
+    types: Mapping[str, TypeEngine[Any]],
+    processor: Callable[[TypeEngine[Any]], Callable[[Any], Any] | None],
+    dialect: Dialect,
+) -> dict[str, Callable[[Any], Any]]:
+    """Return, by name, how values are converted, where the driver does not do it all."""
+    processors = ((name, processor(kind.dialect_impl(dialect))) for name, kind in types.items())
+    return {name: convert for name, convert in processors if convert is not None}
+
+
+def _parameters(model: type[Any], spellings: Sequence[int], given: Sequence[str]) -> dict[str, str]:
+    """Return the attribute that each parameter of a statement is a value of."""
+    names = {
+        f"key_{part}_{number}": attribute
+        for part, (attribute, count) in enumerate(
+            zip(model.__natural_key__, spellings, strict=True)
+        )
+        for number in range(count)
+    }
+    names |= {f"given_{number}": attribute for number, attribute in enumerate(given)}
+    return names | {"token": "creation_token"}
+
+
+Operands = Mapping[str, list[ColumnElement[Any]]]
+
+
+def _operands(
+    model: type[Any], parameters: Mapping[str, str], values: Mapping[str, ColumnElement[Any]]
+) -> Operands:
+    """Return, by attribute, what a statement compares with or stores: spellings, or a value."""
+    operands: dict[str, list[ColumnElement[Any]]] = {name: [] for name in model.__natural_key__}
+    for parameter, attribute in parameters.items():
+        operands.setdefault(attribute, []).append(values[parameter])
+    return operands
 
 
 class Shape(NamedTuple):
@@ -35,59 +122,26 @@ class Shape(NamedTuple):
     by_token: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A statement compiled for a dialect, with what converts values on the way in and out."""
-
-    sql: str
-    fixed: Mapping[str, Any]
-    bind: Mapping[str, Callable[[Any], Any] | None]
-    result: Mapping[str, Callable[[Any], Any] | None]
-
-    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the driver's parameters for the values of a call."""
-        return {
-            **self.fixed,
-            **{name: _convert(self.bind[name], value) for name, value in values.items()},
-        }
-
-    def read(self, row: Sequence[Any]) -> dict[str, Any]:
-        """Return a row's values by attribute."""
-        return {
-            name: _convert(convert, value)
-            for (name, convert), value in zip(self.result.items(), row, strict=True)
-        }
+def shape_of(model: type[Any], call: Call, by_token: bool) -> Shape:
+    """Return the shape of a call."""
+    return Shape(model, tuple(map(len, call.key)), tuple(call.given), by_token)
 
 
-def _convert(convert: Callable[[Any], Any] | None, value: Any) -> Any:
-    return value if convert is None else convert(value)
+def values_of(call: Call) -> dict[str, Any]:
+    """Return the values of a call by parameter."""
+    values: dict[str, Any] = {"token": call.token}
+    for part, texts in enumerate(call.key):
+        values |= {f"key_{part}_{number}": text for number, text in enumerate(texts)}
+    return values | {f"given_{number}": value for number, value in enumerate(call.given.values())}
 
 
 @lru_cache(maxsize=1024)
 def plan_for(shape: Shape, dialect: Dialect) -> Plan:
     """Compile the statement of a shape, once."""
     columns = columns_of(shape.model)
-    types = {name: column.type.dialect_impl(dialect) for name, column in columns.items()}
-    compiled = build(shape).compile(dialect=dialect)
-    parameters = _parameters(shape)
-    return Plan(
-        sql=str(compiled),
-        fixed={name: value for name, value in compiled.params.items() if name not in parameters},
-        bind={name: types[of].bind_processor(dialect) for name, of in parameters.items()},
-        result={name: kind.result_processor(dialect, None) for name, kind in types.items()},
-    )
-
-
-def _parameters(shape: Shape) -> dict[str, str]:
-    """Return the attribute that each parameter of the statement is a value of."""
-    parts = zip(shape.model.__natural_key__, shape.spellings, strict=True)
-    names = {
-        f"key_{part}_{number}": attribute
-        for part, (attribute, count) in enumerate(parts)
-        for number in range(count)
-    }
-    names |= {f"given_{number}": attribute for number, attribute in enumerate(shape.given)}
-    return names | {"token": "creation_token"}
+    parameters = _parameters(shape.model, shape.spellings, shape.given)
+    types = {parameter: columns[of].type for parameter, of in parameters.items()}
+    return _compile(shape.model, build(shape), types, dialect)
 
 
 def build(shape: Shape) -> CompoundSelect[Any]:
@@ -98,63 +152,180 @@ def build(shape: Shape) -> CompoundSelect[Any]:
     a walk locks every page that it reads.
     """
     columns = columns_of(shape.model)
-    table = columns["creation_token"].table
-    operands = _operands(shape)
-    matching = _matching(shape, operands).cte("matching").prefix_with("MATERIALIZED")
-    found = _oldest(shape, matching).cte("found")
-    values = _inserted(shape, operands)
-    created = (
-        insert(table)
-        .from_select(
-            list(values),
-            select(*values.values()).where(~exists(select(found))),
-            include_defaults=False,
-        )
-        .returning(*columns.values())
-        .cte("created")
-    )
+    parameters = _parameters(shape.model, shape.spellings, shape.given)
+    values = {
+        name: canonical(columns[of], bindparam(name, type_=columns[of].type))
+        for name, of in parameters.items()
+    }
+    operands = _operands(shape.model, parameters, values)
+    (token,) = operands["creation_token"]
+    wanted = and_(*_has_key(shape.model, operands, shape.spellings))
+    if shape.by_token:
+        wanted = or_(wanted, columns["creation_token"] == token)
+    rows = _canonical_rows(shape.model).where(wanted)
+    matching = rows.cte("_matching").prefix_with("MATERIALIZED")
+    found = _oldest(matching, shape.model, token if shape.by_token else None).cte("_found")
+    stored = _stored(shape.model, operands)
+    created = _insert(shape.model, stored, select(*stored.values()).where(~exists(select(found))))
     return union_all(select(*found.columns), select(*created.columns))
 
 
-Operands = Mapping[str, list[ColumnElement[Any]]]
+def _canonical_rows(model: type[Any]) -> Select[Any]:
+    columns = columns_of(model)
+    return select(*columns.values()).where(columns["duplicate_of_id"].is_(None))
 
 
-def _operands(shape: Shape) -> Operands:
-    """Return, by attribute, what the statement compares with or stores: spellings, or a value."""
-    key = shape.model.__natural_key__
-    operands: dict[str, list[ColumnElement[Any]]] = {name: [] for name in key}
-    for parameter, attribute in _parameters(shape).items():
-        column = columns_of(shape.model)[attribute]
-        value = bindparam(parameter, type_=column.type)
-        operands.setdefault(attribute, []).append(canonical(column, value))
-    return operands
+def _has_key(
+    model: type[Any], operands: Operands, spellings: Sequence[int]
+) -> list[ColumnElement[bool]]:
+    parts = zip(model.__natural_key__, spellings, strict=True)
+    return [equals(columns_of(model)[name], operands[name][:count]) for name, count in parts]
 
 
-def _matching(shape: Shape, operands: Operands) -> Select[Any]:
-    columns = columns_of(shape.model)
-    wanted = and_(*(equals(columns[name], operands[name]) for name in shape.model.__natural_key__))
-    if shape.by_token:
-        wanted = or_(wanted, equals(columns["creation_token"], operands["creation_token"]))
-    return select(*columns.values()).where(columns["duplicate_of_id"].is_(None), wanted)
-
-
-def _oldest(shape: Shape, matching: CTE) -> Select[Any]:
-    columns = columns_of(shape.model)
-    (primary_key,) = columns["creation_token"].table.primary_key
+def _oldest(matching: CTE, model: type[Any], token: ColumnElement[Any] | None) -> Select[Any]:
+    """Return the first of the matching rows; one that bears the token goes before all."""
+    (primary_key,) = columns_of(model)["creation_token"].table.primary_key
     order: list[ColumnElement[Any]] = [matching.columns[primary_key.key]]
-    if shape.by_token:
-        token = bindparam("token", type_=columns["creation_token"].type)
+    if token is not None:
         order.insert(0, matching.columns["creation_token"].is_distinct_from(token))
     return select(*matching.columns).order_by(*order).limit(1)
 
 
-def _inserted(shape: Shape, operands: Operands) -> dict[str, ColumnElement[Any]]:
+def _stored(model: type[Any], operands: Operands) -> dict[str, ColumnElement[Any]]:
     """Return what to store, by column name: the first spelling, the values, SQL defaults."""
     values = {}
-    for attribute, column in columns_of(shape.model).items():
+    for attribute, column in columns_of(model).items():
         default: Any = column.default
         if attribute in operands:
             values[column.name] = operands[attribute][0] if operands[attribute] else null()
         elif default is not None:
             values[column.name] = default.next_value() if default.is_sequence else default.arg
     return values
+
+
+def _insert(model: type[Any], names: Iterable[str], rows: Select[Any]) -> CTE:
+    columns = columns_of(model)
+    statement = insert(columns["creation_token"].table)
+    inserted = statement.from_select(list(names), rows, include_defaults=False)
+    return inserted.returning(*columns.values()).cte("_created")
+
+
+class ManyShape(NamedTuple):
+    """What two lists of calls have in common that can be sent as the same SQL."""
+
+    model: type[Any]
+    patterns: tuple[tuple[int, ...], ...]  # the spellings of each of their keys, each pattern once
+    given: tuple[str, ...]
+    by_token: bool = False
+
+    @property
+    def spellings(self) -> list[int]:
+        """The most spellings that any key has, by its part."""
+        return [max(counts) for counts in zip(*self.patterns, strict=True)]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The attribute that each array of the statement holds the values of."""
+        return _parameters(self.model, self.spellings, self.given)
+
+
+@lru_cache(maxsize=1024)
+def plan_for_many(shape: ManyShape, dialect: Dialect) -> Plan:
+    """Compile the statement of a list, once."""
+    return _compile(shape.model, build_many(shape), _arrays(shape), dialect)
+
+
+def _arrays(shape: ManyShape) -> dict[str, TypeEngine[Any]]:
+    columns = columns_of(shape.model)
+    return {name: ARRAY(_element(columns[of].type)) for name, of in shape.parameters.items()}
+
+
+def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type to send a column's values as.
+
+    Not as varchar(n): a cast to it would cut them off, where an insert refuses them.
+    """
+    return Text() if getattr(kind, "length", None) and not isinstance(kind, Enum) else kind
+
+
+def build_many(shape: ManyShape) -> CompoundSelect[Any]:
+    """Build the statement for a list of keys, which arrive as one array a column.
+
+    Each row that was there comes with the position of its item, from 1. Each row that it inserts
+    comes with NULL and bears its item's token. An item whose key an earlier one has inserts
+    nothing, and gets no row unless it was there.
+    """
+    item = _items(shape)
+    operands = _operands(shape.model, shape.parameters, dict(item.columns.items()))
+    row = _row_of(shape, item, operands).lateral("_row")
+    position = item.columns._position
+    found = select(position, *row.columns).select_from(item.join(row, true())).cte("_found")
+    stored = _stored(shape.model, operands)
+    first = _first_of_each_key(shape, operands, item, found)
+    missing = select(*stored.values()).where(position.in_(first)).order_by(position)
+    created = _insert(shape.model, stored, missing)
+    return union_all(select(*found.columns), select(null(), *created.columns))
+
+
+def _items(shape: ManyShape) -> CTE:
+    """Return the items as rows, references led to canonical rows."""
+    columns = columns_of(shape.model)
+    arrays = _arrays(shape)
+    unnested = (
+        func.unnest(*(bindparam(name, type_=kind) for name, kind in arrays.items()))
+        .table_valued(*arrays, with_ordinality="_position")
+        .render_derived()
+    )
+    values = [
+        canonical(columns[of], unnested.columns[name], unnested).label(name)
+        for name, of in shape.parameters.items()
+    ]
+    return select(unnested.columns._position, *values).cte("_item").prefix_with("MATERIALIZED")
+
+
+def _row_of(shape: ManyShape, item: CTE, operands: Operands) -> Select[Any]:
+    """Return the canonical row of an item's key.
+
+    A select for each pattern of NULLs, of which an item's values let only one run. It is
+    materialised for the same reason as in :func:`build`.
+    """
+    (token,) = operands["creation_token"]
+    rows = _canonical_rows(shape.model).correlate(item)
+    selects = [rows.where(*_has_pattern(shape, operands, pattern)) for pattern in shape.patterns]
+    if shape.by_token:
+        selects.append(rows.where(columns_of(shape.model)["creation_token"] == token))
+    matching = union_all(*selects).cte("_matching", nesting=True).prefix_with("MATERIALIZED")
+    return _oldest(matching, shape.model, token if shape.by_token else None)
+
+
+def _has_pattern(
+    shape: ManyShape, operands: Operands, pattern: Sequence[int]
+) -> list[ColumnElement[bool]]:
+    keys = [operands[name] for name in shape.model.__natural_key__]
+    empty = [
+        values[0].is_(None)
+        for values, count in zip(keys, pattern, strict=True)
+        if values and count == 0
+    ]
+    return _has_key(shape.model, operands, pattern) + empty
+
+
+def _first_of_each_key(shape: ManyShape, operands: Operands, item: CTE, found: CTE) -> Select[Any]:
+    """Return the positions to insert at: the first of each key, as the database compares keys."""
+    position = item.columns._position
+    missing = (
+        select(func.min(position))
+        .where(position.not_in(select(found.columns._position)))
+        .correlate(None)
+    )
+    keys = [
+        _collated(columns_of(shape.model)[name], operands[name][0])
+        for name in shape.model.__natural_key__
+        if operands[name]
+    ]
+    return missing.group_by(*keys)
+
+
+def _collated(column: Column[Any], value: ColumnElement[Any]) -> ColumnElement[Any]:
+    collation = getattr(column.type, "collation", None)
+    return value if collation is None else value.collate(collation)

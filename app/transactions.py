@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -136,6 +136,20 @@ def _log_retry(attempt: int, state: str | None) -> None:
         state,
         extra={"event": "transaction_retry", "attempt": attempt, "sqlstate": state},
     )
+
+
+def look_again(work: Callable[[], Result]) -> Result:
+    """Do the work, and once more after a violation of a unique index that is not ours.
+
+    It may be a constraint on the key that the table had before us: its winner is committed now,
+    and found. Any other is violated again, and that is the caller's.
+    """
+    try:
+        return work()
+    except IntegrityError as error:
+        if sqlstate(error) != UNIQUE_VIOLATION:
+            raise
+        return work()
 
 
 def run(

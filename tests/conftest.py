@@ -7,17 +7,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine, func, make_url, select, text
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from app import create_app
 from app.db import db
-from app.models import NATURAL_KEYS
+from app.models import NATURAL_KEYS, Department
+from app.transactions import RetryPolicy
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
+from tests.elsewhere import Badge, Fussy, Legacy, Own, Tag
 
 numbers = itertools.count(1)
 
@@ -114,6 +118,17 @@ def empty(url: str) -> None:
     engine.dispose()
 
 
+def count(model: type[Any]) -> int:
+    """Return how many rows the model's table has, as the session at hand sees it."""
+    return db.session.scalar(select(func.count()).select_from(model)) or 0
+
+
+def waits(engine: Engine) -> int:
+    """Return how many sessions wait for a lock."""
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) or 0
+
+
 @pytest.fixture
 def database_url(guarded_url: str) -> str:
     """The database that a test uses; a test of races overrides this to use both kinds."""
@@ -155,3 +170,31 @@ def app(make_app: Callable[..., Flask], database_url: str) -> Flask:
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
     return app.test_client()
+
+
+@pytest.fixture
+def context(make_app: Callable[..., Flask], either_url: str) -> Iterator[Flask]:
+    """An application context, on a guarded database and on one that is not."""
+    app = make_app(either_url)
+    with app.app_context():
+        yield app
+
+
+@pytest.fixture
+def sales(context: Flask) -> int:
+    return Department.get_or_create(name="Sales")[0].id
+
+
+@pytest.fixture
+def own(fresh_database: str) -> Iterator[Engine]:
+    """The other application's database; its models are bound to plain objects, not callables."""
+    engine = create_engine(fresh_database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA old; CREATE EXTENSION citext")
+    Own.metadata.create_all(engine)
+    session = scoped_session(sessionmaker(engine))
+    for model in (Tag, Legacy, Fussy, Badge):
+        model.bind(engine, session, RetryPolicy(attempts=3))
+    yield engine
+    session.remove()
+    engine.dispose()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from app.db import db
 from tests.test_departments import mark_as_duplicate
@@ -288,3 +290,94 @@ def test_the_way_to_the_next_page_knows_where_the_application_is_mounted(
         create(client, research, f"Ann {number}")
     page = client.get(f"{URL}?limit=1", base_url="http://localhost/rollcall/")
     assert page.get_json()["next"] == f"/rollcall{URL}?limit=1&after=1"
+
+
+BATCH = f"{URL}/batch"
+
+
+def test_a_batch_answers_in_the_order_of_its_items(client: FlaskClient, research: int) -> None:
+    """Ids, what was created, and the sums; departments by id or by name."""
+    ann = create(client, research)
+    answer = client.post(
+        BATCH,
+        json={
+            "items": [
+                {"name": "Bob", "department": "New", "title": "Cook"},
+                {"name": " Ann  Lee", "department_id": research},
+                {"name": "Bob", "department": " New"},
+            ]
+        },
+    )
+    assert answer.status_code == 200
+    assert answer.get_json() == {
+        "items": [
+            {"id": ann + 1, "created": True},
+            {"id": ann, "created": False},
+            {"id": ann + 1, "created": False},
+        ],
+        "created": 1,
+        "existing": 2,
+    }
+    assert client.get(f"{URL}/{ann + 1}").get_json()["title"] == "Cook"
+
+
+def test_an_empty_batch_is_well(client: FlaskClient) -> None:
+    """Nothing was asked for."""
+    answer = client.post(BATCH, json={"items": []})
+    assert answer.get_json() == {"items": [], "created": 0, "existing": 0}
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        ({"name": " ", "department_id": 1}, "items.1.name"),
+        ({"name": "A"}, "items.1.department_id"),
+        ({"name": "A", "department_id": 99}, "items.1.department_id"),
+        ({"name": "A", "department_id": 1, "manager_id": 99}, "items.1.manager_id"),
+        ({"name": "A", "department_id": 1, "nickname": "x"}, "items.1.nickname"),
+        ({"name": "A", "department_id": 1, "<b>": "x"}, "items.1"),
+        ("A", "items.1"),
+        (None, "items.1"),
+    ],
+)
+def test_an_invalid_item_is_named_by_its_index_and_nothing_is_written(
+    client: FlaskClient, research: int, item: Any, field: str
+) -> None:
+    """Neither its neighbours nor the departments that they name."""
+    answer = client.post(BATCH, json={"items": [{"name": "Good", "department": "New"}, item]})
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "invalid")
+    assert field in answer.get_json()["errors"]
+    assert client.get(URL).get_json()["items"] == []
+    assert len(client.get(DEPARTMENTS).get_json()["items"]) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [{}, [], {"items": 1}, {"items": {}}, {"items": [], "more": 1}, {"items": [1] * 1001}]
+)
+def test_what_is_no_batch_is_refused(client: FlaskClient, body: Any) -> None:
+    """422, with the field that is wrong."""
+    answer = client.post(BATCH, json=body)
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "invalid")
+
+
+def test_a_batch_may_have_a_thousand_items(client: FlaskClient, research: int) -> None:
+    """And no more: 1,001 are refused for their number alone."""
+    items = [{"name": f"Person {number}", "department_id": research} for number in range(1001)]
+    assert client.post(BATCH, json={"items": items[:1000]}).get_json()["created"] == 1000
+    assert client.post(BATCH, json={"items": items}).get_json()["errors"] == {
+        "items": ["Longer than maximum length 1000."]
+    }
+
+
+def test_a_department_that_goes_while_a_batch_looks_is_named(
+    client: FlaskClient, app: Flask, research: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The foreign key refuses it, and a second look finds it gone."""
+
+    def known_at_first(session: Session, items: Any) -> None:
+        monkeypatch.undo()
+
+    monkeypatch.setattr("app.directory._require_known", known_at_first)
+    answer = client.post(BATCH, json={"items": [{"name": "A", "department_id": 99}]})
+    assert answer.status_code == 422
+    assert answer.get_json()["errors"].keys() == {"items.0.department_id"}

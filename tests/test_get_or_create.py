@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timezone
 from typing import Any
@@ -14,53 +14,27 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import (
-    Column,
     Engine,
-    Sequence,
-    String,
     create_engine,
     event,
-    func,
     inspect,
     select,
     text,
 )
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
     Session,
-    mapped_column,
-    scoped_session,
-    sessionmaker,
 )
 
 from app import directory
 from app.db import db
 from app.errors import ContentionError
-from app.get_or_create import GetOrCreateMixin
 from app.models import Department, Employee
 from app.natural_key import normalise
-from app.transactions import RetryPolicy
+from tests.conftest import count, waits
+from tests.elsewhere import Fussy, Legacy, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_meet, together
-
-
-@pytest.fixture
-def context(make_app: Callable[..., Flask], either_url: str) -> Iterator[Flask]:
-    """An application context, on a guarded database and on one that is not."""
-    app = make_app(either_url)
-    with app.app_context():
-        yield app
-
-
-@pytest.fixture
-def sales(context: Flask) -> int:
-    return Department.get_or_create(name="Sales")[0].id
-
-
-def count(model: type[Any]) -> int:
-    return db.session.scalar(select(func.count()).select_from(model)) or 0
 
 
 @given(st.text())
@@ -376,71 +350,6 @@ def test_a_caller_that_holds_the_key_uncommitted_is_not_waited_for_forever(
         assert caught.value.sqlstate == "55P03"
 
 
-class Own(DeclarativeBase):
-    """The models of another application."""
-
-
-numbers = iter(range(100))
-
-
-class Tag(GetOrCreateMixin, Own):
-    """A nullable key, every kind of column default, and an attribute that is named otherwise."""
-
-    __tablename__ = "tag"
-    __natural_key__ = ("scope", "label")
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    scope: Mapped[str | None] = mapped_column("scope_name", String(50))
-    label: Mapped[int]
-    scalar: Mapped[str] = mapped_column(default="fixed")
-    called: Mapped[int] = mapped_column(default=lambda: next(numbers))
-    expression: Mapped[datetime] = mapped_column(default=func.to_timestamp(0))
-    numbered: Mapped[int] = mapped_column(Sequence("tag_numbers", metadata=Own.metadata))
-    served: Mapped[str] = mapped_column(server_default="server")
-    color: Mapped[str] = mapped_column(unique=True, default=lambda: uuid.uuid4().hex)
-
-
-class Legacy(GetOrCreateMixin, Own):
-    """A table in a schema, with a key of another name and type, and a column that is not mapped."""
-
-    __tablename__ = "legacy"
-    __table_args__ = {"schema": "old"}  # noqa: RUF012 - SQLAlchemy's convention
-    __natural_key__ = ("name",)
-
-    key: Mapped[uuid.UUID] = mapped_column("legacy_key", primary_key=True, default=uuid.uuid4)
-    name: Mapped[str]
-    duplicate_of_id: Mapped[uuid.UUID | None]
-
-
-Legacy.__table__.append_column(Column("unmapped", String))  # type: ignore[attr-defined]
-
-
-class Fussy(GetOrCreateMixin, Own):
-    """A default that reads its context, which get_or_create has none of."""
-
-    __tablename__ = "fussy"
-    __natural_key__ = ("name",)
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    copied: Mapped[str] = mapped_column(default=lambda context: context.get_current_parameters())
-
-
-@pytest.fixture
-def own(fresh_database: str) -> Iterator[Engine]:
-    """The other application's database; its models are bound to plain objects, not callables."""
-    engine = create_engine(fresh_database)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE SCHEMA old")
-    Own.metadata.create_all(engine)
-    session = scoped_session(sessionmaker(engine))
-    for model in (Tag, Legacy, Fussy):
-        model.bind(engine, session, RetryPolicy(attempts=3))
-    yield engine
-    session.remove()
-    engine.dispose()
-
-
 def test_column_defaults_apply_as_in_a_flush(own: Engine) -> None:
     """Python values, callables, SQL expressions, sequences, and those of the server."""
     tag, created = Tag.get_or_create(scope="a", label=1)
@@ -497,12 +406,6 @@ def test_a_unique_constraint_that_the_key_had_before_is_a_race_too(own: Engine) 
         eventually(lambda: waits(own) == 1)
         stranger.commit()
         assert ours.result() is False
-
-
-def waits(engine: Engine) -> int:
-    with engine.connect() as connection:
-        sql = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        return connection.scalar(sql) or 0
 
 
 def test_another_unique_constraint_is_the_callers(own: Engine) -> None:

@@ -8,8 +8,8 @@ from flask_restx import Namespace, Resource
 from app import directory
 from app.api import requests, responses
 from app.api.documentation import describe
-from app.api.schemas import DeleteDepartmentQuery, DepartmentSchema, PageQuery
 from app.models import Department
+from app.schemas import DeleteDepartmentQuery, DepartmentSchema, PageQuery
 
 namespace = Namespace("departments", "The departments of the directory.", path="/departments")
 schema = DepartmentSchema()

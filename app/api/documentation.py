@@ -11,10 +11,11 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask_restx import Namespace, SchemaModel
 from marshmallow import Schema
 
-from app.api import schemas
+from app import schemas
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+# A schema comes after those nested in it.
 SCHEMAS = {
     "Department": schemas.DepartmentSchema(),
     "DepartmentChange": schemas.DepartmentSchema(partial=True),
@@ -22,6 +23,8 @@ SCHEMAS = {
     "Employee": schemas.EmployeeSchema(),
     "EmployeeChange": schemas.EmployeeSchema(partial=True),
     "EmployeePage": schemas.EmployeePageSchema(),
+    "EmployeeBatch": schemas.EmployeeBatchSchema(),
+    "EmployeeBatchOutcome": schemas.EmployeeBatchOutcomeSchema(),
     "Problem": schemas.ProblemSchema(),
 }
 HEADERS = {

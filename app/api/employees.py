@@ -8,12 +8,13 @@ from flask_restx import Namespace, Resource
 from app import directory
 from app.api import requests, responses
 from app.api.documentation import describe
-from app.api.schemas import EmployeePageQuery, EmployeeSchema
 from app.models import Employee
+from app.schemas import EmployeeBatchSchema, EmployeePageQuery, EmployeeSchema
 
 namespace = Namespace("employees", "The employees of the directory.", path="/employees")
 schema = EmployeeSchema()
 changes = EmployeeSchema(partial=True)
+batch = EmployeeBatchSchema()
 page_query = EmployeePageQuery()
 
 
@@ -34,6 +35,20 @@ class Employees(Resource):  # type: ignore[misc]
         """Create an employee, or find the one of this name and department."""
         outcome = directory.create_employee(**requests.body(schema))
         return responses.created_or_found(schema, "api.employee", outcome)
+
+
+@namespace.route("/batch", endpoint="employees_batch")
+class EmployeesBatch(Resource):  # type: ignore[misc]
+    @describe(
+        namespace,
+        {200: "EmployeeBatchOutcome"},
+        refusals=(400, 413, 415, 422),
+        body="EmployeeBatch",
+    )
+    def post(self) -> Response:
+        """Create up to 1,000 employees, or find them: all of it in one transaction."""
+        outcomes = directory.create_employees(requests.body(batch)["items"])
+        return responses.batch(outcomes)
 
 
 @namespace.route("/<int:id>", endpoint="employee")

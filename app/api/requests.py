@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from flask import request
@@ -12,8 +10,7 @@ from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from app.errors import InvalidInput, MalformedBody
-
-FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+from app.schemas import messages_by_field
 
 
 def body(schema: Schema) -> dict[str, Any]:
@@ -32,7 +29,7 @@ def query(schema: Schema) -> dict[str, Any]:
     values = request.args.to_dict(flat=False)
     repeated = {name: ["Given more than once."] for name, given in values.items() if len(given) > 1}
     if repeated:
-        raise InvalidInput(_presentable(repeated))
+        raise InvalidInput(messages_by_field(repeated))
     return _validated(schema, request.args.to_dict())
 
 
@@ -75,13 +72,5 @@ def _validated(schema: Schema, data: Any) -> dict[str, Any]:
         loaded: dict[str, Any] = schema.load(data)
     except ValidationError as error:
         # ValidationError holds the client's input; our own exception holds only the messages.
-        raise InvalidInput(_presentable(error.messages_dict)) from None
+        raise InvalidInput(messages_by_field(error.messages_dict)) from None
     return loaded
-
-
-def _presentable(messages: Mapping[Any, Any]) -> dict[str, Sequence[str]]:
-    """Return messages by field; a name that is no plain identifier is not repeated."""
-    return {
-        name if FIELD_NAME.fullmatch(name) and name != "_schema" else "body": list(texts)
-        for name, texts in messages.items()
-    }

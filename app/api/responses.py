@@ -27,6 +27,13 @@ def created_or_found(schema: Schema, endpoint: str, outcome: tuple[Record, bool]
     return as_json(schema.dump(record), 200, {"Content-Location": path})
 
 
+def batch(outcomes: Sequence[tuple[int, bool]]) -> Response:
+    """Return the id of each record and whether it was created, and how many were."""
+    created = sum(new for _, new in outcomes)
+    items = [{"id": id, "created": new} for id, new in outcomes]
+    return as_json({"items": items, "created": created, "existing": len(items) - created})
+
+
 def page(schema: Schema, records: Sequence[Record], more: bool) -> Response:
     """Return a page, with the way to the next one in the body and as a Link."""
     following = _following(records[-1].id) if more else None

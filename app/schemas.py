@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validates_schema
-from marshmallow.validate import Email, OneOf, Range
+from marshmallow.validate import Email, Length, OneOf, Range
 
 from app.models import EMAIL_LENGTH, NAME_LENGTH, TITLE_LENGTH
 from app.natural_key import normalise
 
 BIGINT_MAX = 2**63 - 1
+LONGEST_BATCH = 1000
 DIGITS = re.compile(r"[0-9]{1,19}")
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 YEAR_MONTH_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -36,14 +38,21 @@ class Text(fields.String):
     ) -> str:
         if not isinstance(value, str):
             raise self.make_error("invalid")
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-            raise ValidationError("Must not contain control characters or lone surrogates.")
         normalised: str = normalise(value)
-        if all(unicodedata.category(character)[0] in "CZ" for character in normalised):
-            raise ValidationError("Must not be blank.")
+        # Most text is printable, which Python tells at once; the rest is looked at closely.
+        if not (normalised and value.isprintable()):
+            _require_readable(value)
         if len(normalised) > self.longest:
             raise ValidationError(f"Must not be longer than {self.longest} characters.")
         return value if self.as_sent else normalised
+
+
+def _require_readable(value: str) -> None:
+    categories = [unicodedata.category(character) for character in value]
+    if not {"Cc", "Cs"}.isdisjoint(categories):
+        raise ValidationError("Must not contain control characters or lone surrogates.")
+    if all(category[0] in "CZ" for category in categories):
+        raise ValidationError("Must not be blank.")
 
 
 class Id(fields.Integer):
@@ -126,6 +135,30 @@ class EmployeeSchema(RecordSchema):
             raise ValidationError({"department_id": message, "department": message})
 
 
+class ImportedEmployeeSchema(EmployeeSchema):
+    class Meta:
+        fields = ("name", "department", "title", "email", "hired_on")
+
+    department = Text(NAME_LENGTH, as_sent=True, required=True)
+
+
+class EmployeeBatchSchema(Schema):
+    items = fields.Nested(
+        EmployeeSchema, many=True, required=True, validate=Length(max=LONGEST_BATCH)
+    )
+
+
+class EmployeeBatchItemSchema(Schema):
+    id = fields.Integer()
+    created = fields.Boolean()
+
+
+class EmployeeBatchOutcomeSchema(Schema):
+    items = fields.List(fields.Nested(EmployeeBatchItemSchema))
+    created = fields.Integer()
+    existing = fields.Integer()
+
+
 class ProblemSchema(Schema):
     """An error, as RFC 9457 has it."""
 
@@ -166,3 +199,24 @@ class DeleteDepartmentQuery(Schema):
         validate=OneOf(["true", "false"]),
         metadata={"description": "Delete the department's employees too."},
     )
+
+
+def messages_by_field(
+    messages: Mapping[Any, Any], within: tuple[str, ...] = ()
+) -> dict[str, Sequence[str]]:
+    """Return a validation's messages by field, as ``items.3.name`` where one is inside another.
+
+    A name that is no plain identifier is not repeated; its message goes to what it is in.
+    """
+    by_field: dict[str, list[str]] = {}
+    for name, found in messages.items():
+        path = (*within, str(name)) if _is_plain(name) else within
+        nested = isinstance(found, Mapping)
+        inner = messages_by_field(found, path) if nested else {".".join(path) or "body": found}
+        for field, texts in inner.items():
+            by_field.setdefault(field, []).extend(texts)
+    return dict(by_field)
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, int) or bool(name != "_schema" and FIELD_NAME.fullmatch(name))

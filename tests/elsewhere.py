@@ -1,0 +1,73 @@
+"""The models of another application, which took the mixin."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import Column, Sequence, String, func
+from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.get_or_create import GetOrCreateMixin
+
+
+class Own(DeclarativeBase):
+    """The models of another application."""
+
+
+numbers = iter(range(100))
+
+
+class Tag(GetOrCreateMixin, Own):
+    """A nullable key, every kind of column default, and an attribute that is named otherwise."""
+
+    __tablename__ = "tag"
+    __natural_key__ = ("scope", "label")
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scope: Mapped[str | None] = mapped_column("scope_name", String(50))
+    label: Mapped[int]
+    scalar: Mapped[str] = mapped_column(default="fixed")
+    called: Mapped[int] = mapped_column(default=lambda: next(numbers))
+    expression: Mapped[datetime] = mapped_column(default=func.to_timestamp(0))
+    numbered: Mapped[int] = mapped_column(Sequence("tag_numbers", metadata=Own.metadata))
+    served: Mapped[str] = mapped_column(server_default="server")
+    color: Mapped[str] = mapped_column(unique=True, default=lambda: uuid.uuid4().hex)
+
+
+class Legacy(GetOrCreateMixin, Own):
+    """A table in a schema, with a key of another name and type, and a column that is not mapped."""
+
+    __tablename__ = "legacy"
+    __table_args__ = {"schema": "old"}  # noqa: RUF012 - SQLAlchemy's convention
+    __natural_key__ = ("name",)
+
+    key: Mapped[uuid.UUID] = mapped_column("legacy_key", primary_key=True, default=uuid.uuid4)
+    name: Mapped[str]
+    duplicate_of_id: Mapped[uuid.UUID | None]
+
+
+Legacy.__table__.append_column(Column("unmapped", String))  # type: ignore[attr-defined]
+
+
+class Fussy(GetOrCreateMixin, Own):
+    """A default that reads its context, which get_or_create has none of."""
+
+    __tablename__ = "fussy"
+    __natural_key__ = ("name",)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    copied: Mapped[str] = mapped_column(default=lambda context: context.get_current_parameters())
+
+
+class Badge(GetOrCreateMixin, Own):
+    """A key that the database compares in its own way, under names that a statement might use."""
+
+    __tablename__ = "item"
+    __natural_key__ = ("label", "position")
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(CITEXT)
+    position: Mapped[str] = mapped_column(String(5, collation="C"))
