@@ -154,7 +154,7 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
     stored then.
     """
     calls = [_employee_call(**item) for item in items]
-    names = {item["department"] for item in items if "department" in item}
+    names = dict.fromkeys(item["department"] for item in items if "department" in item)
     departments = {name: read_call(Department, name=name) for name in names}
 
     def work(session: Session, unanswered: list[Row] | None) -> list[Row]:

@@ -21,7 +21,7 @@ from app.models import NATURAL_KEYS, Department
 from app.transactions import RetryPolicy
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
-from tests.elsewhere import Badge, Fussy, Legacy, Own, Tag
+from tests.other_models import Badge, Fussy, Legacy, Own, Tag
 
 numbers = itertools.count(1)
 

@@ -20,7 +20,7 @@ from app.db import db
 from app.models import Department, Employee
 from app.natural_key import normalise
 from tests.conftest import count, waits
-from tests.elsewhere import Badge, Legacy, Tag
+from tests.other_models import Badge, Legacy, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_held, together
 

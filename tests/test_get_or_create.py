@@ -32,7 +32,7 @@ from app.errors import ContentionError
 from app.models import Department, Employee
 from app.natural_key import normalise
 from tests.conftest import count, waits
-from tests.elsewhere import Fussy, Legacy, Tag
+from tests.other_models import Fussy, Legacy, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_meet, together
 

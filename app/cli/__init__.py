@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from flask import Flask
 
+from app.cli import employees
 from app.cli.init_db import init_db
 
 
 def init_app(app: Flask) -> None:
     """Add the commands to the application."""
     app.cli.add_command(init_db)
+    app.cli.add_command(employees.group)
