@@ -42,7 +42,7 @@ def _send(
     shape = _shape_of(model, calls)._replace(by_token=by_token)
     connection = session.connection()
     plan = plan_for_many(shape, connection.dialect)
-    result = connection.exec_driver_sql(plan.sql, plan.parameters(_arrays(shape, calls)))
+    result = connection.exec_driver_sql(plan.text.sql, plan.parameters(_arrays(shape, calls)))
     owners = {call.token: place for call, place in zip(calls, places, strict=True)}
     rows: dict[int, Row] = {}
     for position, *values in result:

@@ -28,7 +28,7 @@ from app.errors import (
     RecordIsDuplicate,
     RecordNotFound,
 )
-from app.get_or_create import race_indexes
+from app.get_or_create import find_or_create, race_indexes
 from app.models import Department, Employee, Record
 from app.natural_key import canonical, normalise, spellings
 
@@ -100,9 +100,9 @@ def _filter(model: type[Record], name: str, value: Any) -> ColumnElement[bool]:
     return column == canonical(Employee.__table__.columns[name], literal(value))
 
 
-def create_department(name: str) -> tuple[Department, bool]:
-    """Return the department of this name, and whether it was created just now."""
-    return Department.get_or_create(name=name)
+def create_department(name: str) -> tuple[Row, bool]:
+    """Return the department of this name, by attribute, and whether it was created just now."""
+    return find_or_create(Department, name=name)
 
 
 def create_employee(
@@ -110,20 +110,20 @@ def create_employee(
     department_id: int | None = None,
     department: str | None = None,
     **details: Any,
-) -> tuple[Employee, bool]:
+) -> tuple[Row, bool]:
     """Return the employee of this name and department, and whether they were created just now.
 
-    The department is given by its id, or by its name, which is got or created last of all.
-    Raises InvalidInput for an id that nothing has.
+    The employee's values come by attribute. The department is given by its id, or by its name,
+    which is got or created last of all. Raises InvalidInput for an id that nothing has.
     """
     if (manager_id := details.get("manager_id")) is not None:
         _require(Employee, manager_id, UNKNOWN_MANAGER)
     if department is None:
         return _create_employee(name, department_id, details)
 
-    def attempt(number: int) -> tuple[Employee, bool]:
+    def attempt(number: int) -> tuple[Row, bool]:
         try:
-            return _create_employee(name, create_department(department)[0].id, details)
+            return _create_employee(name, create_department(department)[0]["id"], details)
         except InvalidInput as error:
             raise LostRace from error  # the department was deleted meanwhile
 
@@ -132,9 +132,9 @@ def create_employee(
 
 def _create_employee(
     name: str, department_id: int | None, details: Mapping[str, Any]
-) -> tuple[Employee, bool]:
+) -> tuple[Row, bool]:
     try:
-        return Employee.get_or_create(name=name, department_id=department_id, defaults=details)
+        return find_or_create(Employee, details, name=name, department_id=department_id)
     except IntegrityError as error:
         if transactions.sqlstate(error) == FOREIGN_KEY_VIOLATION:
             _require(Department, department_id, UNKNOWN_DEPARTMENT)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import (
@@ -40,7 +41,7 @@ from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, wrong_key
 from app.natural_key import canonical, columns_of, equals, spellings
 from app.statement import plan_for, shape_of, values_of
-from app.transactions import RetryPolicy, execute, look_again, run
+from app.transactions import RetryPolicy, StatementText, execute, look_again, run
 
 Model = TypeVar("Model", bound="GetOrCreateMixin")
 
@@ -102,22 +103,8 @@ class GetOrCreateMixin:
         ContentionError when the race could not be won in time; and the driver's error, as
         SQLAlchemy wraps it, for a value that the database refuses.
         """
-        call = read_call(cls, defaults, **key)
-        engine: Engine = _ask(cls.__binding__.engine)
-
-        def statement(attempt: int) -> tuple[str, Mapping[str, Any]]:
-            # An attempt whose reply was lost may have created the row, and somebody may have
-            # renamed it since: from the second attempt on, look for our token as well.
-            plan = plan_for(shape_of(cls, call, by_token=attempt > 1), engine.dialect)
-            return plan.sql, plan.parameters(values_of(call))
-
-        indexes = race_indexes(inspect(cls).local_table.name)
-        (found,) = look_again(
-            lambda: execute(engine, statement, _ask(cls.__binding__.policy), indexes)
-        )
-        row = plan_for(shape_of(cls, call, by_token=False), engine.dialect).read(found)
-        instance = attach(_ask(cls.__binding__.session), cls, row)
-        return instance, row["creation_token"] == call.token
+        row, created = find_or_create(cls, defaults, **key)
+        return attach(_ask(cls.__binding__.session), cls, row), created
 
     @classmethod
     def get_or_create_many(
@@ -162,6 +149,33 @@ class GetOrCreateMixin:
         return and_(columns["duplicate_of_id"].is_(None), *conditions)
 
 
+def find_or_create(
+    model: type[GetOrCreateMixin], defaults: Mapping[str, Any] | None = None, **key: Any
+) -> tuple[Row, bool]:
+    """Do what :meth:`GetOrCreateMixin.get_or_create` does, and return the row's values.
+
+    For those who only show the row: they need no instance, and no session for it to live in.
+    """
+    call = read_call(model, defaults, **key)
+    engine: Engine = _ask(model.__binding__.engine)
+    plan = plan_for(shape_of(model, call, by_token=False), engine.dialect)
+
+    def statement(attempt: int) -> tuple[StatementText, Mapping[str, Any]]:
+        if attempt == 1:
+            return plan.text, plan.parameters(values_of(call))
+        # An attempt whose reply was lost may have created the row, and somebody may have renamed
+        # it since: look for our token as well.
+        again = plan_for(shape_of(model, call, by_token=True), engine.dialect)
+        return again.text, again.parameters(values_of(call))
+
+    indexes = race_indexes(inspect(model).local_table.name)
+    (found,) = look_again(
+        lambda: execute(engine, statement, _ask(model.__binding__.policy), indexes)
+    )
+    row = plan.read(found)
+    return row, row["creation_token"] == call.token
+
+
 def _literal(column: Column[Any], value: Any) -> ColumnElement[Any]:
     return canonical(column, literal(value, column.type))
 
@@ -170,6 +184,7 @@ def _ask(given: Any) -> Any:
     return given() if callable(given) else given
 
 
+@lru_cache(maxsize=256)
 def race_indexes(table: str) -> frozenset[str]:
     """Return the names of the unique indexes that a race of get_or_create can run into."""
     return frozenset({f"uq_{table}_natural_key", f"uq_{table}_creation_token"})
@@ -188,8 +203,7 @@ def attach(session: Session, model: type[Model], values: Mapping[str, Any]) -> M
     if known is not None:
         return _refresh(known, values)
     instance: Model = mapper.class_manager.new_instance()
-    for name, value in values.items():
-        set_committed_value(instance, name, value)
+    instance.__dict__.update(values)  # as loaded: none of them is a change
     make_transient_to_detached(instance)
     session.add(instance)
     return instance

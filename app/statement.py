@@ -22,6 +22,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal_column,
     null,
     or_,
     select,
@@ -32,13 +33,14 @@ from sqlalchemy.types import TypeEngine
 
 from app.call import Call
 from app.natural_key import canonical, columns_of, equals
+from app.transactions import StatementText
 
 
 @dataclass(frozen=True)
 class Plan:
     """A statement compiled for a dialect, with what converts values on the way in and out."""
 
-    sql: str
+    text: StatementText
     fixed: Mapping[str, Any]
     bind: Mapping[str, Callable[[Any], Any]]  # of the parameters that need converting
     names: Sequence[str]
@@ -69,7 +71,7 @@ def _compile(
     compiled = statement.compile(dialect=dialect)
     columns = {name: column.type for name, column in columns_of(model).items()}
     return Plan(
-        sql=str(compiled),
+        text=StatementText(str(compiled), tuple(compiled.params)),
         fixed={name: value for name, value in compiled.params.items() if name not in types},
         bind=_needed(types, lambda kind: kind.bind_processor(dialect), dialect),
         names=tuple(columns),
@@ -188,7 +190,7 @@ def _oldest(matching: CTE, model: type[Any], token: ColumnElement[Any] | None) -
     order: list[ColumnElement[Any]] = [matching.columns[primary_key.key]]
     if token is not None:
         order.insert(0, matching.columns["creation_token"].is_distinct_from(token))
-    return select(*matching.columns).order_by(*order).limit(1)
+    return select(*matching.columns).order_by(*order).limit(literal_column("1"))
 
 
 def _stored(model: type[Any], operands: Operands) -> dict[str, ColumnElement[Any]]:

@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from hashlib import sha256
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
 from app.errors import ContentionError, DatabaseAway, LostRace
 
@@ -36,6 +38,7 @@ SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 LOCK_NOT_AVAILABLE = "55P03"
 UNIQUE_VIOLATION = "23505"
+READ_ONLY_TRANSACTION = "25006"
 CANNOT_CONNECT_NOW = "57P03"
 TOO_MANY_CONNECTIONS = "53300"
 
@@ -169,7 +172,11 @@ def run(
 
     def attempt(number: int) -> Result:
         nonlocal unanswered
-        with connect(engine) as connection, Session(connection, expire_on_commit=False) as session:
+        with (
+            connect(engine) as connection,
+            _leaving_read_only_servers(engine, connection.connection, number),
+            Session(connection, expire_on_commit=False) as session,
+        ):
             # By way of the session: it commits only a transaction that it began itself.
             session.connection().exec_driver_sql(f"{SERIALIZABLE}{limits(policy)}")
             result = work(session, unanswered)
@@ -185,26 +192,168 @@ def run(
     return retry(attempt, policy, race_indexes)
 
 
-def execute(
-    engine: Engine,
-    statement: Callable[[int], tuple[str, Mapping[str, Any]]],
-    policy: RetryPolicy,
-    race_indexes: Collection[str],
-) -> Sequence[Row[Any]]:
-    """Run one statement as a serializable transaction, in one round trip, and return its rows.
+class StatementText:
+    """A statement as the driver takes it, and as it is sent to be prepared on the server.
 
-    ``statement(attempt)`` gives driver SQL and its parameters. SET TRANSACTION and the statement
-    travel as one simple query, which PostgreSQL runs as one transaction: the shortest there can
-    be, and one that keeps its isolation level through PgBouncer in transaction mode.
+    The name that it is prepared under says what it is, so that it means the same on each
+    connection, also where a pooler passes several off as one.
     """
 
-    def attempt(number: int) -> Sequence[Row[Any]]:
-        sql, parameters = statement(number)
-        with connect(engine) as connection, autocommit(connection):
-            transaction = f"{SERIALIZABLE}{limits(policy)}{sql}"
-            return connection.exec_driver_sql(transaction, parameters).all()
+    def __init__(self, sql: str, parameters: Sequence[str]) -> None:
+        numbered = {name: f"${number}" for number, name in enumerate(parameters, 1)}
+        body = sql % numbered
+        self.name = f"rollcall_{sha256(body.encode()).hexdigest()[:16]}"
+        self.sql = sql
+        arguments = ", ".join(f"%({name})s" for name in parameters)
+        self.execute = f"EXECUTE {self.name}" + (f" ({arguments})" if arguments else "")
+        escaped = body.replace("%", "%%")
+        self.prepare_and_execute = f"PREPARE {self.name} AS {escaped}; {self.execute}"
+
+
+def execute(
+    engine: Engine,
+    statement: Callable[[int], tuple[StatementText, Mapping[str, Any]]],
+    policy: RetryPolicy,
+    race_indexes: Collection[str],
+) -> list[tuple[Any, ...]]:
+    """Run one statement as a serializable transaction, in one round trip, and return its rows.
+
+    ``statement(attempt)`` gives its text and parameters. SET TRANSACTION and the statement travel
+    as one simple query, which PostgreSQL runs as one transaction: the shortest there can be, and
+    one that keeps its isolation level through PgBouncer in transaction mode.
+
+    It is the driver's cursor that sends it, so that SQLAlchemy's events of execution do not fire:
+    a Connection and its result would double what a call costs here. Errors are SQLAlchemy's.
+    """
+    beginning = f"{SERIALIZABLE}{limits(policy)}"
+
+    def attempt(number: int) -> list[tuple[Any, ...]]:
+        text, parameters = statement(number)
+        connection = _borrow(engine)
+        try:
+            with _leaving_read_only_servers(engine, connection, number):
+                try:
+                    return _send(connection, beginning, text, parameters)
+                except engine.dialect.loaded_dbapi.Error as error:
+                    raise _wrapped(engine, connection, text.sql, parameters, error) from error
+        finally:
+            connection.close()
 
     return retry(attempt, policy, race_indexes)
+
+
+@contextmanager
+def _leaving_read_only_servers(
+    engine: Engine, connection: PoolProxiedConnection, attempt: int
+) -> Iterator[None]:
+    """Have new connections made after an error that says: this server takes no writes.
+
+    It may have been one for a while only, or another has taken its place: the first attempt is run
+    again at once. What the pool holds would go on saying so for as long as it lives.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if sqlstate(error) != READ_ONLY_TRANSACTION:
+            raise
+        engine.pool._invalidate(connection, error)
+        if attempt == 1:
+            raise LostRace from error
+        raise
+
+
+INVALID_STATEMENT_NAME = "26000"
+DUPLICATE_PREPARED_STATEMENT = "42P05"
+FEATURE_NOT_SUPPORTED = "0A000"  # of a prepared statement: a column has another type by now
+MOST_PREPARED = 50  # on a connection; each takes the server some 50 kB
+
+
+def _send(
+    connection: PoolProxiedConnection,
+    beginning: str,
+    text: StatementText,
+    parameters: Mapping[str, Any],
+) -> list[tuple[Any, ...]]:
+    """Send a statement, prepared once a connection: planning it costs more than running it.
+
+    Where the server says that the name is not, or no longer, what we think, as behind a pooler, it
+    has done nothing, and the statement is sent in full.
+    """
+    driver: Any = connection.dbapi_connection
+    prepared: dict[str, bool] = connection.info.setdefault("rollcall_prepared", {})
+    usable = prepared.get(text.name)
+    if usable:
+        sql = text.execute
+    elif usable is None and len(prepared) < MOST_PREPARED:
+        prepared[text.name] = True
+        sql = text.prepare_and_execute
+    else:
+        return _rows(driver, beginning + text.sql, parameters)
+    try:
+        return _rows(driver, beginning + sql, parameters)
+    except Exception as error:
+        state = getattr(error, "pgcode", None)
+        if state == INVALID_STATEMENT_NAME:
+            del prepared[text.name]
+        elif state == FEATURE_NOT_SUPPORTED:
+            prepared[text.name] = False
+        elif state != DUPLICATE_PREPARED_STATEMENT:
+            raise
+    return _rows(driver, beginning + text.sql, parameters)
+
+
+def _rows(driver: Any, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Send a statement without a BEGIN before it: psycopg2's autocommit costs no round trip."""
+    before, driver.autocommit = driver.autocommit, True
+    try:
+        with driver.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
+    finally:
+        if not driver.closed:
+            driver.autocommit = before
+
+
+def _wrapped(
+    engine: Engine,
+    connection: PoolProxiedConnection,
+    sql: str,
+    parameters: Mapping[str, Any],
+    error: Any,
+) -> DBAPIError:
+    """Return the driver's error as SQLAlchemy's, and do what it does about a lost connection.
+
+    Those that the pool opened before it count as lost as well.
+    """
+    lost = engine.dialect.is_disconnect(error, connection.dbapi_connection, None)
+    if lost:
+        engine.pool._invalidate(connection, error)
+    return _as_sqlalchemys(engine, error, lost, sql, parameters)
+
+
+def _as_sqlalchemys(
+    engine: Engine, error: Any, lost: bool, sql: str = "", parameters: Any = None
+) -> DBAPIError:
+    wrapped = DBAPIError.instance(
+        sql,
+        parameters,
+        error,
+        engine.dialect.loaded_dbapi.Error,
+        hide_parameters=engine.hide_parameters,
+        connection_invalidated=lost,
+        dialect=engine.dialect,
+    )
+    return cast(DBAPIError, wrapped)
+
+
+def _borrow(engine: Engine) -> PoolProxiedConnection:
+    """Take a driver's connection from the pool; raise what :func:`connect` does."""
+    with reaching(engine):
+        try:
+            return engine.raw_connection()
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise _as_sqlalchemys(engine, error, lost=False) from error
 
 
 # Not by SQLAlchemy's isolation_level: each change of it makes psycopg2 send another statement.
@@ -236,28 +385,6 @@ def connect(engine: Engine) -> Connection:
     """
     with reaching(engine):
         return engine.connect()
-
-
-@contextmanager
-def autocommit(connection: Connection) -> Iterator[None]:
-    """Let the driver send statements without a BEGIN before them.
-
-    psycopg2's own switch: it costs no round trip.
-    """
-    driver: Any = connection.connection.driver_connection
-    before = driver.autocommit
-    driver.autocommit = True
-    try:
-        yield
-    finally:
-        _end_autocommit(connection, driver, before)
-
-
-def _end_autocommit(connection: Connection, driver: Any, before: bool) -> None:
-    if connection.invalidated:
-        return  # the pool has thrown the driver's connection away
-    connection.rollback()
-    driver.autocommit = before
 
 
 @contextmanager

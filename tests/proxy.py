@@ -1,21 +1,22 @@
-"""A TCP proxy in front of PostgreSQL that can lose the reply to a chosen statement."""
+"""A TCP proxy in front of PostgreSQL that can lose replies to chosen statements, or cut them."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import make_url
 
 
 class LossyProxy:
-    """Passes everything on, until a statement with ``lose_reply_to`` in it was answered.
+    """Passes everything on, until a statement that it was told of was answered.
 
     That answer is read from the server, so that the server is known to be done, and then the
-    client's connection is cut instead of passing it on. Each setting works once. ``sent`` is what
-    clients sent, one item a packet.
+    client's connection is cut instead of passing it on. ``lose_reply_to`` works once;
+    :meth:`lose_often` goes on. ``sent`` is what clients sent, one item a packet.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -23,6 +24,8 @@ class LossyProxy:
         self.lose_reply_to: bytes | None = None
         self.lost = 0
         self.sent: list[bytes] = []
+        self.plan: Callable[[bytes], int | None] = self._once
+        self.losing: dict[socket.socket, int] = {}
         self.listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -30,6 +33,28 @@ class LossyProxy:
     def port(self) -> int:
         port: int = self.listener.getsockname()[1]
         return port
+
+    def _once(self, data: bytes) -> int | None:
+        """Return how much of the reply to pass on; None: all of it."""
+        if self.lose_reply_to is None or self.lose_reply_to not in data:
+            return None
+        self.lose_reply_to = None
+        return 0
+
+    @contextlib.contextmanager
+    def lose_often(self, statement: bytes, every: int, passed: Sequence[int]) -> Iterator[None]:
+        """Cut one reply in so many to the statement, after each of these numbers of bytes in turn.
+
+        A count and no dice, so that each run is hit in the same way.
+        """
+        hits, lengths = itertools.count(1), itertools.cycle(passed)
+
+        def plan(data: bytes) -> int | None:
+            return next(lengths) if statement in data and next(hits) % every == 0 else None
+
+        self.plan = plan
+        yield
+        self.plan = self._once
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener was closed: the test is over
@@ -47,25 +72,24 @@ class LossyProxy:
         with contextlib.suppress(OSError):  # the other side went away
             while data := source.recv(65536):
                 self.sent.append(data)
+                # Before it is sent on: the reply may be here before this thread goes on.
+                passed = self.plan(data)
+                if passed is not None:
+                    self.losing[source] = passed
                 target.sendall(data)
-                if self.lose_reply_to is not None and self.lose_reply_to in data:
-                    self.lose_reply_to = None
-                    self.losing = source
             target.shutdown(socket.SHUT_WR)
-
-    losing: socket.socket | None = None
 
     def _pass_back(self, server: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the other side went away
             while data := server.recv(65536):
-                if self.losing is client:
-                    self.losing = None
+                passed = self.losing.pop(client, None)
+                client.sendall(data[:passed])
+                if passed is not None:
                     self.lost += 1
                     client.shutdown(socket.SHUT_RDWR)
                     break
-                client.sendall(data)
-            client.close()
-            server.close()
+        client.close()
+        server.close()
 
 
 @contextlib.contextmanager

@@ -183,7 +183,7 @@ def test_a_table_of_a_schema_with_keys_of_its_own(own: Engine) -> None:
 )
 def test_a_wrong_item_is_a_type_error(context: Flask, item: Any, message: str) -> None:
     """Before the database is touched."""
-    event.listen(db.engine, "before_cursor_execute", lambda *args: pytest.fail("touched"))
+    event.listen(db.engine, "checkout", lambda *args: pytest.fail("touched"))
     with pytest.raises(TypeError, match=message):
         Employee.get_or_create_many([*people(1, "Good"), item])
 

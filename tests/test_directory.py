@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import directory
+from app.batch import Row
 from app.db import db
 from app.errors import DepartmentNotEmpty, InvalidInput, NaturalKeyTaken, RecordNotFound
 from app.models import Department, Employee
@@ -47,7 +48,7 @@ def lose_the_commit(proxy: LossyProxy) -> None:
 def test_a_lost_reply_to_a_deletion_is_no_404(make_app: Any, database_url: str) -> None:
     """The row is gone because this call deleted it."""
     with lossy_proxy(database_url) as (proxy, url), make_app(url).app_context():
-        id = directory.create_department("Old")[0].id
+        id = directory.create_department("Old")[0]["id"]
         lose_the_commit(proxy)
         directory.delete_record(Department, id)
         assert proxy.lost == 1
@@ -58,7 +59,7 @@ def test_a_lost_reply_to_a_deletion_is_no_404(make_app: Any, database_url: str) 
 def test_a_lost_reply_to_a_change_is_run_again(make_app: Any, database_url: str) -> None:
     """The change is in, and the answer is right."""
     with lossy_proxy(database_url) as (proxy, url), make_app(url).app_context():
-        id = directory.create_department("Old")[0].id
+        id = directory.create_department("Old")[0]["id"]
         lose_the_commit(proxy)
         assert directory.update(Department, id, {"name": "New"}).name == "New"
         assert proxy.lost == 1
@@ -75,7 +76,7 @@ def test_a_change_whose_row_was_deleted_before_the_rerun_happened_all_the_same(
             connection.execute(text("DELETE FROM department"))
 
     with lossy_proxy(database_url) as (proxy, url), make_app(url).app_context():
-        id = directory.create_department("Old")[0].id
+        id = directory.create_department("Old")[0]["id"]
         lose_the_commit(proxy)
         monkeypatch.setattr("app.transactions._log_retry", delete_all)
         assert directory.update(Department, id, {"name": "New"}).name == "New"
@@ -88,7 +89,7 @@ def test_two_renames_onto_one_name_cannot_both_win(
     """Both look first and find the name free; one is run again and finds it taken."""
     app = make_app(either_url)
     with app.app_context():
-        ids = [directory.create_department(name)[0].id for name in ("A", "B")]
+        ids = [directory.create_department(name)[0]["id"] for name in ("A", "B")]
         both_have_looked = threading.Barrier(2)
 
         def meet(*arguments: object) -> None:
@@ -125,7 +126,7 @@ def test_an_employee_is_not_added_to_a_department_that_is_being_deleted(
     """The department was there when the insert began, and is gone when it ends."""
     app = make_app(either_url)
     with app.app_context():
-        id = directory.create_department("Short-lived")[0].id
+        id = directory.create_department("Short-lived")[0]["id"]
         add = within(app, partial(directory.create_employee, "Ann", department_id=id))
         with inserts_held(db.engine, "employee") as gate, ThreadPoolExecutor() as pool:
             added = pool.submit(add)
@@ -142,7 +143,7 @@ def test_a_department_is_not_deleted_from_under_a_new_employee(
     """It was empty when the deletion looked; READ COMMITTED would cascade the employee away."""
     app = make_app(either_url)
     with app.app_context():
-        id = directory.create_department("Research")[0].id
+        id = directory.create_department("Research")[0]["id"]
         add = within(app, partial(directory.create_employee, "Ann", department_id=id))
 
         def add_meanwhile(*arguments: object) -> None:
@@ -162,11 +163,11 @@ def test_a_department_by_name_that_vanishes_is_made_again(
     """Somebody deletes it between the two steps of a creation."""
     real, calls = directory.create_department, []
 
-    def vanish_once(name: str) -> tuple[Department, bool]:
+    def vanish_once(name: str) -> tuple[Row, bool]:
         outcome = real(name)
         calls.append(name)
         if len(calls) == 1:
-            directory.delete_record(Department, outcome[0].id)
+            directory.delete_record(Department, outcome[0]["id"])
         return outcome
 
     monkeypatch.setattr(directory, "create_department", vanish_once)
@@ -174,7 +175,7 @@ def test_a_department_by_name_that_vanishes_is_made_again(
 
     assert (created, calls) == (True, ["Research", "Research"])
     assert db.session.scalar(text("SELECT name FROM department")) == "Research"
-    assert employee.department_id == 2
+    assert employee["department_id"] == 2
 
 
 def test_a_reference_that_vanishes_and_is_no_department_is_a_conflict(
@@ -240,7 +241,7 @@ def test_the_request_holds_no_connection_while_the_mixin_works(
 
 def test_a_read_survives_a_lost_connection(context: Flask, administrator: Any) -> None:
     """It is run again on another."""
-    id = directory.create_employee("Ann", department="R")[0].id
+    id = directory.create_employee("Ann", department="R")[0]["id"]
     db.session.rollback()
     terminate_backends(administrator)
     db.session.expunge_all()

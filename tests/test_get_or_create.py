@@ -108,7 +108,7 @@ def test_a_key_that_is_not_the_natural_key_is_a_type_error(
     context: Flask, key: dict[str, Any]
 ) -> None:
     """It is raised before the database is touched."""
-    event.listen(db.engine, "before_cursor_execute", lambda *args: pytest.fail("touched"))
+    event.listen(db.engine, "checkout", lambda *args: pytest.fail("touched"))
     with pytest.raises(TypeError, match="natural key of Employee is department_id, name"):
         Employee.get_or_create(**key)
 
@@ -296,7 +296,7 @@ def test_a_lost_reply_does_not_make_created_wrong(
     """The row was created, the reply was lost, and the re-run still says created."""
     with lossy_proxy(either_url) as (proxy, url), make_app(url).app_context():
         Department.get_or_create(name="Warm")
-        proxy.lose_reply_to = b"INSERT INTO department"
+        proxy.lose_reply_to = b"EXECUTE"
 
         department, created = Department.get_or_create(name="Sales")
 
@@ -311,7 +311,7 @@ def test_a_lost_reply_to_a_look_up_does_not_make_created_wrong(
     """Nor the other way round: somebody else had created the row before."""
     with lossy_proxy(either_url) as (proxy, url), make_app(url).app_context():
         Department.get_or_create(name="Sales")
-        proxy.lose_reply_to = b"INSERT INTO department"
+        proxy.lose_reply_to = b"EXECUTE"
         assert Department.get_or_create(name="Sales")[1] is False
         assert proxy.lost == 1
 
@@ -322,7 +322,7 @@ def test_a_row_renamed_before_the_rerun_is_found_by_its_token(
     """The reply was lost, and somebody renamed the row before the re-run: it is still ours."""
     with lossy_proxy(either_url) as (proxy, url), make_app(url).app_context():
         Department.get_or_create(name="Warm")
-        proxy.lose_reply_to = b"INSERT INTO department"
+        proxy.lose_reply_to = b"EXECUTE"
         direct = create_engine(either_url)
 
         def rename(*arguments: object) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session
 from app.errors import ContentionError, DatabaseAway, LostRace
 from app.transactions import (
     RetryPolicy,
+    StatementText,
     backoff,
     connect,
     execute,
@@ -352,16 +354,99 @@ def test_a_connection_lost_before_commit_leaves_nothing_unanswered(
     assert seen == [None, None]
 
 
+def send(
+    engine: Engine, sql: str, policy: RetryPolicy = POLICY, **values: Any
+) -> list[tuple[Any, ...]]:
+    statement = StatementText(sql, tuple(values))
+    return execute(engine, lambda attempt: (statement, values), policy, ())
+
+
 def test_execute_is_one_serializable_transaction_of_one_round_trip(engine: Engine) -> None:
     """The isolation level holds for the statement and is gone after it."""
-    sql = "SELECT current_setting('transaction_isolation'), %(value)s"
+    sql = "SELECT current_setting('transaction_isolation'), %(value)s::int, 'x' LIKE '%%'"
 
-    (row,) = execute(engine, lambda attempt: (sql, {"value": 5}), POLICY, ())
-
-    assert tuple(row) == ("serializable", 5)
+    assert send(engine, sql, value=5) == [("serializable", 5, True)]
     with engine.connect() as connection:
         assert connection.scalar(text("SHOW transaction_isolation")) == "read committed"
         assert connection.scalar(text("SHOW enable_seqscan")) == "on"
+        assert connection.connection.driver_connection.autocommit is False  # type: ignore[union-attr]
+
+
+def test_a_statement_is_prepared_once_a_connection(fresh_database: str) -> None:
+    """The second time only its name and the values are sent."""
+    with lossy_proxy(fresh_database) as (proxy, url):
+        engine = create_engine(url)
+        send(engine, "SELECT %(value)s::int", value=1)
+        proxy.sent.clear()
+        assert send(engine, "SELECT %(value)s::int", value=2) == [(2,)]
+        (message,) = proxy.sent
+        assert b"EXECUTE rollcall_" in message
+        assert b"SELECT" not in message
+        engine.dispose()
+
+
+SQL = "SELECT value FROM counter WHERE id = %(id)s"
+
+
+def test_a_name_that_the_server_does_not_know_is_no_error(engine: Engine) -> None:
+    """A pooler may lead the same connection to another server process."""
+    send(engine, SQL, id=1)
+    for _ in range(2):
+        with engine.connect() as connection:
+            connection.exec_driver_sql("DEALLOCATE ALL")
+        assert send(engine, SQL, id=1) == send(engine, SQL, id=1)
+        assert prepared(engine) == 1
+
+
+def test_a_name_that_the_server_knows_already_is_no_error(engine: Engine) -> None:
+    """From another connection that the pooler led there."""
+    name = StatementText(SQL, ("id",)).name
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"PREPARE {name} AS {SQL % {'id': '$1'}}")
+    assert send(engine, SQL, id=1) == send(engine, SQL, id=1)
+    assert prepared(engine) == 1
+
+
+def prepared(engine: Engine) -> int:
+    """Return how many statements are prepared on the engine's one idle connection."""
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT count(*) FROM pg_prepared_statements")) or 0
+
+
+def test_a_column_of_another_type_does_not_break_what_is_prepared(engine: Engine) -> None:
+    """PostgreSQL refuses the old plan for good, and the statement is sent in full."""
+    before = send(engine, SQL, id=1)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE counter ALTER value TYPE text")
+    for _ in range(2):
+        assert send(engine, SQL, id=1) == [(str(before[0][0]),)]
+
+
+def test_only_so_many_statements_are_prepared(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes memory of the server's; the others are sent in full."""
+    monkeypatch.setattr("app.transactions.MOST_PREPARED", 2)
+    for value in (1, 2, 3, 3):
+        assert send(engine, f"SELECT {value}") == [(value,)]
+    assert prepared(engine) == 2
+
+
+def test_an_interrupted_statement_leaves_the_connection_as_it_was(engine: Engine) -> None:
+    """Not in autocommit, which the next transaction on it would not survive."""
+
+    broken = StatementText("SELECT %(value)s", ("value",))
+    with pytest.raises(KeyboardInterrupt):
+        execute(engine, lambda attempt: (broken, {"value": Interrupting()}), POLICY, ())
+    with engine.connect() as connection:
+        assert connection.connection.driver_connection.autocommit is False  # type: ignore[union-attr]
+
+
+class Interrupting:
+    """A value whose conversion is where Ctrl-C hits."""
+
+    def __conform__(self, protocol: object) -> object:
+        raise KeyboardInterrupt
 
 
 def test_a_lock_held_by_a_stranger_is_waited_for_within_the_limits(engine: Engine) -> None:
@@ -371,17 +456,15 @@ def test_a_lock_held_by_a_stranger_is_waited_for_within_the_limits(engine: Engin
     with engine.begin() as stranger:
         stranger.execute(WRITE, {"value": 1})
         with pytest.raises(ContentionError) as caught:
-            execute(engine, lambda attempt: (write, {}), policy, ())
+            send(engine, write, policy)
 
     assert (caught.value.attempts, caught.value.sqlstate) == (2, "55P03")
 
 
 def test_a_statement_that_runs_too_long_is_cut_and_not_run_again(engine: Engine) -> None:
     """57014 passes at once."""
-    policy = RetryPolicy(statement_timeout=0.05)
-
     with pytest.raises(OperationalError) as caught:
-        execute(engine, lambda attempt: ("SELECT pg_sleep(5)", {}), policy, ())
+        send(engine, "SELECT pg_sleep(5)", RetryPolicy(statement_timeout=0.05))
 
     assert caught.value.orig.pgcode == "57014"  # type: ignore[union-attr]
 

@@ -34,7 +34,7 @@ class Departments(Resource):  # type: ignore[misc]
     def post(self) -> Response:
         """Create a department, or find the one that has this name."""
         outcome = directory.create_department(**requests.body(schema))
-        return responses.created_or_found(schema, "api.department", outcome)
+        return responses.created_or_found(schema, outcome)
 
 
 @namespace.route("/<int:id>", endpoint="department")

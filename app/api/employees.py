@@ -34,7 +34,7 @@ class Employees(Resource):  # type: ignore[misc]
     def post(self) -> Response:
         """Create an employee, or find the one of this name and department."""
         outcome = directory.create_employee(**requests.body(schema))
-        return responses.created_or_found(schema, "api.employee", outcome)
+        return responses.created_or_found(schema, outcome)
 
 
 @namespace.route("/batch", endpoint="employees_batch")

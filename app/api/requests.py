@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any, NoReturn
 
 from flask import request
@@ -36,22 +37,22 @@ def query(schema: Schema) -> dict[str, Any]:
 def _raw_body() -> bytes:
     """Return the body, whole.
 
-    werkzeug cuts one of unannounced length off at the limit, and takes what there is of one whose
-    client hung up.
+    werkzeug takes what there is of a body whose client hung up, and cuts one of unannounced length
+    off at the limit.
     """
-    raw = request.get_data(cache=False)
-    if request.content_length is None and request.environ["wsgi.input"].read(1):
+    announced, limit = request.content_length, request.max_content_length or sys.maxsize
+    stream = request.environ["wsgi.input"]
+    raw: bytes = stream.read(min(announced or limit, limit))
+    if (announced or 0) > limit or (announced is None and stream.read(1)):
         raise RequestEntityTooLarge
-    if len(raw) < (request.content_length or 0):
+    if len(raw) < (announced or 0):
         raise BadRequest
     return raw
 
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(
-            raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_distinct
-        )
+        return DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError):
         raise MalformedBody from None
 
@@ -65,6 +66,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+# One for all: json.loads would make another for each body.
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_distinct)
 
 
 def _validated(schema: Schema, data: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response, request, url_for
+from flask import Response, request
 from marshmallow import Schema
 
 from app.models import Record
@@ -18,10 +18,13 @@ def representation(schema: Schema, record: Record) -> Response:
     return as_json(schema.dump(record))
 
 
-def created_or_found(schema: Schema, endpoint: str, outcome: tuple[Record, bool]) -> Response:
-    """Return 201 with Location for a record that was created, 200 for one that was there."""
+def created_or_found(schema: Schema, outcome: tuple[Mapping[str, Any], bool]) -> Response:
+    """Return 201 with Location for a record that was created, 200 for one that was there.
+
+    Its own address is below that of the collection that it was posted to.
+    """
     record, created = outcome
-    path = url_for(endpoint, id=record.id)
+    path = f"{request.script_root}{request.path}/{record['id']}"
     if created:
         return as_json(schema.dump(record), 201, {"Location": path})
     return as_json(schema.dump(record), 200, {"Content-Location": path})
