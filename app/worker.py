@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from gunicorn.http import errors
 from gunicorn.workers.gthread import ThreadWorker
 
 from app.api.errors import Problem, http_problem, problem_of
+
+LET_OTHERS_GO_FIRST = 0.001  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         before = -1
         while before != self.nr_conns:
             before = self.nr_conns
-            self.accept(listener)
+            super().accept(listener)
+
+    def accept(self, listener: Any) -> None:
+        """Take a connection, but when all threads have one let the other workers go first.
+
+        The first worker to wake up would otherwise take all that arrive at once, and clients that
+        keep their connections, such as a proxy, would have one process work for them.
+        """
+        if self.nr_conns >= self.cfg.threads:
+            time.sleep(LET_OTHERS_GO_FIRST)
+        super().accept(listener)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what is not even HTTP; gunicorn's own answer is HTML that repeats the input."""
