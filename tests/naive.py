@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from flask import Flask, request
 from sqlalchemy import create_engine, select, text
@@ -27,23 +28,27 @@ def readyz() -> str:
 
 
 @app.post("/api/v1/employees")
-def create_employee() -> tuple[dict[str, int], int]:
+def create_employee() -> tuple[dict[str, Any], int]:
     """Find or create an employee, the naive way."""
     body = request.get_json()
-    department_id = naive_get_or_create(Department, name=body["department"])
-    return {
-        "id": naive_get_or_create(Employee, name=body["name"], department_id=department_id)
-    }, 200
+    department, _ = naive_get_or_create(Department, {}, name=body["department"])
+    key = {"name": body["name"], "department_id": department.id}
+    employee, created = naive_get_or_create(Employee, {"title": body["title"]}, **key)
+    shown = ("id", "department_id", "name", "title")
+    return {name: getattr(employee, name) for name in shown}, 201 if created else 200
 
 
-def naive_get_or_create(model: type[Department] | type[Employee], **key: object) -> int:
+def naive_get_or_create(
+    model: type[Any], defaults: dict[str, str], **key: object
+) -> tuple[Any, bool]:
     session = Session(engine, expire_on_commit=False)
     session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
     while True:
         try:
             found = session.scalars(select(model).filter_by(**key)).first()
-            if found is None:
-                found = model(**key)
+            created = found is None
+            if created:
+                found = model(**key, **defaults)
                 session.add(found)
             session.commit()
         except OperationalError:
@@ -51,4 +56,4 @@ def naive_get_or_create(model: type[Department] | type[Employee], **key: object)
             time.sleep(0.005)
         else:
             session.close()
-            return found.id
+            return found, created

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, text
 INSERTS_WAIT = """
 CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
-CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION wait_for_the_test();
+CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW WHEN ({which})
+EXECUTE FUNCTION wait_for_the_test();
 """
 INSERTS_WAIT_NO_MORE = "DROP TRIGGER wait ON {table}; DROP FUNCTION wait_for_the_test();"
 WAITING = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
@@ -37,10 +38,10 @@ class Gate:
 
 
 @contextmanager
-def inserts_held(engine: Engine, table: str) -> Iterator[Gate]:
-    """Hold back what is inserted into the table, until the gate is opened."""
+def inserts_held(engine: Engine, table: str, which: str = "true") -> Iterator[Gate]:
+    """Hold back what is inserted into the table, or some of it, until the gate is opened."""
     with engine.begin() as connection:
-        connection.exec_driver_sql(INSERTS_WAIT.format(table=table))
+        connection.exec_driver_sql(INSERTS_WAIT.format(table=table, which=which))
     gate = Gate(engine)
     yield gate
     gate.lock.close()
@@ -93,6 +94,21 @@ def together(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.join()
     return outcomes
+
+
+def commit_serializable(engine: Engine, count: int) -> None:
+    """Commit so many serializable transactions that write, to a table of their own.
+
+    Within the server, where two thousand take no longer than a hundredth of a second.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS filler (number int)")
+        connection.exec_driver_sql("SET default_transaction_isolation = serializable")
+        connection.exec_driver_sql(
+            f"DO $$ BEGIN FOR number IN 1..{count} LOOP"
+            " INSERT INTO filler VALUES (number); COMMIT; END LOOP; END $$"
+        )
+        connection.exec_driver_sql("RESET default_transaction_isolation; DROP TABLE filler")
 
 
 def terminate_backends(engine: Engine) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from tests.races import eventually, together
+from sqlalchemy import NullPool, create_engine, text
+
+from tests.conftest import unguard
+from tests.races import eventually
 
 ROOT = Path(__file__).parent.parent
 GUNICORN = str(Path(sys.executable).with_name("gunicorn"))
@@ -41,8 +41,12 @@ class Service:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Send one request on a connection of its own; return status and content."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        with closing(self.connect()) as connection:
             return exchange(connection, method, path, body)
+
+    def connect(self, timeout: float = 30) -> http.client.HTTPConnection:
+        """Return a connection, which opens with its first request."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -61,11 +65,19 @@ def exchange(
     connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
 ) -> tuple[int, Any]:
     """Send one request and read its answer; the connection stays open if the server lets it."""
+    status, _, content = ask(connection, method, path, body)
+    return status, content
+
+
+def ask(
+    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
+) -> tuple[int, Message, Any]:
+    """Send one request; return status, headers and content."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     connection.request(method, path, json.dumps(body) if body is not None else None, headers)
     answer = connection.getresponse()
     content = answer.read()
-    return answer.status, json.loads(content) if content else None
+    return answer.status, answer.headers, json.loads(content) if content else None
 
 
 @contextmanager
@@ -98,39 +110,15 @@ def serving(
             service.stop()
 
 
-@dataclass
-class Tally:
-    """What clients were answered: how often each status, and how often each key was created."""
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    created: Counter[tuple[str, str]] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, row: dict[str, str], status: int) -> None:
-        with self.lock:
-            self.statuses[status] += 1
-            self.created[row["department"], row["name"]] += status == 201
-
-
-def race(service: Service, rows: Sequence[dict[str, str]], clients: int, keys: int = 8) -> Tally:
-    """Post every row from every client, in rounds of a few keys that all want at once.
-
-    Rounds of one hot key would show little: it is false conflicts between different keys that
-    drive a loop into its second attempt.
-    """
-    tally = Tally()
-    rounds = [rows[at : at + keys] for at in range(0, len(rows), keys)]
-    start = threading.Barrier(clients)
-
-    def work(number: int) -> None:
-        order = random.Random(number)  # noqa: S311 - an order, not a secret
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-        with closing(connection):
-            for wanted in rounds:
-                start.wait(60)
-                for row in order.sample(wanted, len(wanted)):
-                    tally.note(row, exchange(connection, "POST", "/api/v1/employees", row)[0])
-
-    outcomes = together([partial(work, number) for number in range(clients)])
-    assert outcomes == [None] * clients
-    return tally
+@contextmanager
+def serving_as_it_is(
+    url: str, folder: Path, *arguments: str, **environment: str
+) -> Iterator[Service]:
+    """Serve a database; where it had no guards they are gone again when the service is up."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        unguarded = connection.scalar(text("SELECT to_regclass('uq_employee_natural_key') IS NULL"))
+    with serving(folder, *arguments, DATABASE_URL=url, **environment) as service:
+        if unguarded:
+            unguard(url)
+        yield service

@@ -1,17 +1,12 @@
-"""The service under gunicorn: start, load from many clients, and stop."""
+"""The service under gunicorn: its start, its settings, and what is not even a request."""
 
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
 import socket
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +14,10 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from app.worker import Worker
-from tests.conftest import unguard
-from tests.races import terminate_backends, together
-from tests.serving import Service, Tally, exchange, race, serving
-
-DEPARTMENTS = [f"Department {number}" for number in range(6)]
-EMPLOYEES = [
-    {"name": f"Person {number}", "department": DEPARTMENTS[number % 6], "title": f"T{number}"}
-    for number in range(96)
-]
-
-
-@contextmanager
-def serving_as_it_is(engine: Engine, folder: Path, **environment: str) -> Iterator[Service]:
-    """Serve a database; where it had no guards they are gone again when the service is up."""
-    unguarded = scalar(engine, "SELECT to_regclass('uq_employee_natural_key') IS NULL")
-    with serving(folder, DATABASE_URL=url_of(engine), **environment) as service:
-        if unguarded:
-            unguard(url_of(engine))
-        yield service
+from tests.ledger import stored, verify
+from tests.load import under_load
+from tests.races import terminate_backends
+from tests.serving import Service, serving, serving_as_it_is
 
 
 @pytest.fixture
@@ -55,41 +35,6 @@ def scalar(engine: Engine, sql: str) -> Any:
 
 def url_of(engine: Engine) -> str:
     return engine.url.render_as_string(hide_password=False)
-
-
-def test_many_clients_of_many_workers_make_each_record_once(either: Engine, tmp_path: Path) -> None:
-    """Every row is posted by each of 16 clients in their own orders, departments by name."""
-    with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="3") as service:
-        tally = race(service, EMPLOYEES, clients=16)
-
-    assert tally.statuses == {201: len(EMPLOYEES), 200: 15 * len(EMPLOYEES)}
-    assert set(tally.created.values()) == {1}
-    assert scalar(either, "SELECT count(*) FROM employee") == len(EMPLOYEES)
-    assert scalar(either, "SELECT count(*) FROM department") == len(DEPARTMENTS)
-    assert scalar(either, "SELECT count(*) FROM employee WHERE title IS NULL") == 0
-
-
-def test_a_naive_loop_makes_duplicates_under_the_same_load(
-    unguarded_url: str, tmp_path: Path
-) -> None:
-    """The load above can fail: a loop that loses its isolation level with the first rollback."""
-    engine = create_engine(unguarded_url)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE department, employee RESTART IDENTITY CASCADE"))
-    with serving(
-        tmp_path, "tests.naive:app", DATABASE_URL=unguarded_url, WEB_CONCURRENCY="3"
-    ) as service:
-        unguard(unguarded_url)
-
-        def duplicates_after(run: int) -> int:
-            rows = [{**row, "name": f"{row['name']} of run {run}"} for row in EMPLOYEES]
-            race(service, rows, clients=16)
-            sql = "SELECT count(*) - count(DISTINCT (department_id, name)) FROM employee"
-            return int(scalar(engine, sql))
-
-        # One run shows it nearly always; ten are enough for certain.
-        assert any(duplicates_after(run) > 0 for run in range(10))
-    engine.dispose()
 
 
 def test_a_start_brings_the_database_up(empty_database: str, tmp_path: Path) -> None:
@@ -139,54 +84,9 @@ def test_an_unreachable_server_stops_the_start_with_one_line(tmp_path: Path) -> 
     assert "secret" not in log
 
 
-def test_a_stop_under_load_loses_no_accepted_request(either: Engine, tmp_path: Path) -> None:
-    """What was sent before SIGTERM is answered, on old connections and on new ones."""
-    outcomes: Counter[Any] = Counter()
-    acknowledged: list[str] = []
-    under_way = threading.Event()
-
-    def post(connection: http.client.HTTPConnection, name: str) -> Any:
-        body = {"name": name, "department": "D"}
-        try:
-            return exchange(connection, "POST", "/api/v1/employees", body)[0]
-        except OSError as error:
-            return type(error)
-
-    def client(number: int) -> None:
-        """Post until it is refused, odd numbers on a connection that they keep."""
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
-        outcome: Any = 201
-        while outcome == 201:
-            if number % 2 == 0:
-                connection.close()
-            name = f"{number} {time.monotonic_ns()}"
-            outcome = post(connection, name)
-            outcomes[outcome] += 1
-            if outcome == 201:
-                acknowledged.append(name)
-            if len(acknowledged) > 50:
-                under_way.set()
-        connection.close()
-
-    with serving_as_it_is(either, tmp_path) as service:
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        under_way.wait(30)
-        assert service.stop() == 0
-        for thread in threads:
-            thread.join()
-
-    with either.connect() as connection:
-        stored = set(connection.scalars(text("SELECT name FROM employee")))
-    assert set(acknowledged) <= stored
-    assert outcomes.keys() <= {201, ConnectionRefusedError}, outcomes
-    assert len(stored) == len(acknowledged)
-
-
 def test_a_connection_that_was_cut_does_not_show(either: Engine, tmp_path: Path) -> None:
     """Backends are terminated between requests: reads and writes are run again."""
-    with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="1") as service:
+    with serving_as_it_is(url_of(either), tmp_path, WEB_CONCURRENCY="1") as service:
         for number in range(5):
             assert service.call("POST", "/api/v1/departments", {"name": f"D{number}"})[0] == 201
             terminate_backends(either)
@@ -194,50 +94,17 @@ def test_a_connection_that_was_cut_does_not_show(either: Engine, tmp_path: Path)
             terminate_backends(either)
 
 
-def test_backends_terminated_under_load_do_no_harm(either: Engine, tmp_path: Path) -> None:
-    """Answers are success or an honest 503, nothing is lost, and no slot of the pool leaks."""
-    over = threading.Event()
-    tally = Tally()
-
-    def client(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-        with closing(connection):
-            for at in itertools.takewhile(lambda at: not over.is_set(), itertools.count()):
-                row = {"name": f"Person {at}", "department": "D"}
-                tally.note(row, exchange(connection, "POST", "/api/v1/employees", row)[0])
-                page = exchange(connection, "GET", "/api/v1/employees?limit=5")
-                tally.statuses[page[0]] += 1
-
-    def terminate() -> None:
-        for _ in range(20):
-            terminate_backends(either)
-            time.sleep(0.05)
-        over.set()
-
-    environment = {"ROLLCALL_POOL_SIZE": "2", "ROLLCALL_MAX_OVERFLOW": "2"}
-    with serving_as_it_is(either, tmp_path, **environment) as service:
-        outcomes = together([terminate, *(partial(client, number) for number in range(6))])
-        assert outcomes == [None] * 7
-        for _ in range(8):
-            assert service.call("GET", "/readyz")[0] == 200
-
-    assert tally.statuses.keys() <= {200, 201, 503}, tally.statuses
-    assert tally.statuses[201] > 5
-    assert set(tally.created.values()) <= {0, 1}
-    with either.connect() as connection:
-        stored = connection.scalars(text("SELECT name FROM employee")).all()
-    assert len(stored) == len(set(stored))
-    assert {name for (_, name), times in tally.created.items() if times} <= set(stored)
-
-
 def test_a_preloaded_application_shares_no_connection(
     either: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--preload loads it in the master, and each worker connects for itself."""
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--preload")
-    with serving_as_it_is(either, tmp_path, WEB_CONCURRENCY="2") as service:
-        tally = race(service, EMPLOYEES[:48], clients=4)
-    assert tally.statuses == {201: 48, 200: 3 * 48}
+    with (
+        serving_as_it_is(url_of(either), tmp_path, WEB_CONCURRENCY="2") as service,
+        under_load(service) as load,
+    ):
+        assert load.well_again() == []
+    assert verify(load.answers, stored(url_of(either))) == []
 
 
 POST = b"POST /api/v1/departments HTTP/1.1\r\nContent-Type: application/json\r\n"
