@@ -1,0 +1,1 @@
+"""Measure Rollcall beside its peers: ``python -m benchmarks``, or ``make bench``."""

@@ -1,0 +1,1 @@
+"""Django and Django REST framework, as their documentation advises for a JSON API in production."""
