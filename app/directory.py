@@ -38,6 +38,7 @@ Result = TypeVar("Result")
 FOREIGN_KEY_VIOLATION = "23503"
 UNKNOWN_DEPARTMENT = {"department_id": ["No department has this id."]}
 UNKNOWN_MANAGER = {"manager_id": ["No employee has this id."]}
+ID = ("id", "creation_token")
 OWN_MANAGER = {"manager_id": ["An employee cannot be their own manager."]}
 
 
@@ -161,7 +162,7 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
         by_token = unanswered is not None
         keep_writers_out(session, request_policy(), *([Department] if names else []), Employee)
         _require_known(session, items)
-        rows = find_or_create_all(session, Department, list(departments.values()), by_token)
+        rows = find_or_create_all(session, Department, list(departments.values()), by_token, ID)
         ids = dict(zip(departments, (row["id"] for row in rows), strict=True))
         wanted = [
             with_key(Employee, call, department_id=ids[item["department"]])
@@ -169,7 +170,7 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
             else call
             for item, call in zip(items, calls, strict=True)
         ]
-        return find_or_create_all(session, Employee, wanted, by_token)
+        return find_or_create_all(session, Employee, wanted, by_token, ID)
 
     try:
         rows = transactions.look_again(lambda: _run(work))

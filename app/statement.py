@@ -15,6 +15,7 @@ from sqlalchemy import (
     CompoundSelect,
     Dialect,
     Enum,
+    FromClause,
     Select,
     Text,
     and_,
@@ -62,14 +63,14 @@ def _convert(values: dict[str, Any], by: Mapping[str, Callable[[Any], Any]]) -> 
 
 
 def _compile(
-    model: type[Any],
     statement: CompoundSelect[Any],
     types: Mapping[str, TypeEngine[Any]],
+    returned: Mapping[str, Column[Any]],
     dialect: Dialect,
 ) -> Plan:
-    """Compile a statement whose parameters are of the given types and which returns whole rows."""
+    """Compile a statement, given the types of its parameters and the columns that it returns."""
     compiled = statement.compile(dialect=dialect)
-    columns = {name: column.type for name, column in columns_of(model).items()}
+    columns = {name: column.type for name, column in returned.items()}
     return Plan(
         text=StatementText(str(compiled), tuple(compiled.params)),
         fixed={name: value for name, value in compiled.params.items() if name not in types},
@@ -143,7 +144,7 @@ def plan_for(shape: Shape, dialect: Dialect) -> Plan:
     columns = columns_of(shape.model)
     parameters = _parameters(shape.model, shape.spellings, shape.given)
     types = {parameter: columns[of].type for parameter, of in parameters.items()}
-    return _compile(shape.model, build(shape), types, dialect)
+    return _compile(build(shape), types, columns, dialect)
 
 
 def build(shape: Shape) -> CompoundSelect[Any]:
@@ -218,7 +219,8 @@ class ManyShape(NamedTuple):
     model: type[Any]
     patterns: tuple[tuple[int, ...], ...]  # the spellings of each of their keys, each pattern once
     given: tuple[str, ...]
-    by_token: bool = False
+    returned: tuple[str, ...]  # the attributes that rows come with
+    by_token: bool
 
     @property
     def spellings(self) -> list[int]:
@@ -234,7 +236,8 @@ class ManyShape(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_for_many(shape: ManyShape, dialect: Dialect) -> Plan:
     """Compile the statement of a list, once."""
-    return _compile(shape.model, build_many(shape), _arrays(shape), dialect)
+    returned = {name: columns_of(shape.model)[name] for name in shape.returned}
+    return _compile(build_many(shape), _arrays(shape), returned, dialect)
 
 
 def _arrays(shape: ManyShape) -> dict[str, TypeEngine[Any]]:
@@ -261,12 +264,20 @@ def build_many(shape: ManyShape) -> CompoundSelect[Any]:
     operands = _operands(shape.model, shape.parameters, dict(item.columns.items()))
     row = _row_of(shape, item, operands).lateral("_row")
     position = item.columns._position
-    found = select(position, *row.columns).select_from(item.join(row, true())).cte("_found")
+    found = (
+        select(position, *_returned(shape, row)).select_from(item.join(row, true())).cte("_found")
+    )
     stored = _stored(shape.model, operands)
     first = _first_of_each_key(shape, operands, item, found)
     missing = select(*stored.values()).where(position.in_(first)).order_by(position)
     created = _insert(shape.model, stored, missing)
-    return union_all(select(*found.columns), select(null(), *created.columns))
+    return union_all(select(*found.columns), select(null(), *_returned(shape, created)))
+
+
+def _returned(shape: ManyShape, rows: FromClause) -> list[ColumnElement[Any]]:
+    """Return the attributes that are asked for, of rows that have them all."""
+    columns = dict(zip(columns_of(shape.model), rows.columns, strict=True))
+    return [columns[name] for name in shape.returned]
 
 
 def _items(shape: ManyShape) -> CTE:

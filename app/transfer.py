@@ -98,19 +98,34 @@ def _checked(source: CsvSource) -> Iterator[list[Candidate | Refusal]]:
     """Yield as many rows as one transaction stores, checked."""
     rows = iter(source)
     while part := list(islice(rows, LONGEST_BATCH)):
-        yield [_check(source.header, row) for row in part]
+        yield _check(source.header, part)
 
 
-def _check(header: Sequence[str], row: Row) -> Candidate | Refusal:
-    if row.fault:
-        return Refusal(row, row.fault)
-    cells = zip(header, row.cells, strict=True)
-    given = {name: cell for name, cell in cells if name in schema.fields and cell.strip()}
+def _check(header: Sequence[str], rows: Sequence[Row]) -> list[Candidate | Refusal]:
+    columns = [(place, name) for place, name in enumerate(header) if name in schema.fields]
+    given = [_given(columns, row) for row in rows]
+    messages: dict[Any, Any] = {}
     try:
-        return Candidate(row, schema.load(given))
+        items = schema.load(given, many=True)
     except ValidationError as error:
-        found = messages_by_field(error.messages_dict)
-        return Refusal(row, "; ".join(f"{name}: {' '.join(found[name])}" for name in found))
+        items, messages = error.valid_data, error.messages_dict
+    return [
+        Refusal(row, row.fault or _reason(messages[place]))
+        if row.fault or place in messages
+        else Candidate(row, items[place])
+        for place, row in enumerate(rows)
+    ]
+
+
+def _given(columns: Sequence[tuple[int, str]], row: Row) -> dict[str, str]:
+    """Return what a row says; an empty cell says nothing, and neither does a row at fault."""
+    cells = row.cells
+    return {} if row.fault else {name: cells[at] for at, name in columns if cells[at].strip()}
+
+
+def _reason(messages: Mapping[str, Any]) -> str:
+    found = messages_by_field(messages)
+    return "; ".join(f"{name}: {' '.join(texts)}" for name, texts in found.items())
 
 
 def _store(rows: Sequence[Candidate | Refusal]) -> list[bool | Refusal]:
