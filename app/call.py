@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -30,9 +30,8 @@ def read_call(model: type[Any], defaults: Mapping[str, Any] | None = None, **key
 
     Raises TypeError for a wrong key, an unknown column, or a column default that reads its context.
     """
+    require_natural_key(model, key)
     rules = _rules_of(inspect(model))
-    if key.keys() != rules.key:
-        raise wrong_key(model, key)
     given = dict(defaults or {})
     if not given.keys() <= rules.further:
         unknown = ", ".join(sorted(given.keys() - rules.further))
@@ -65,16 +64,16 @@ def with_key(model: type[Any], call: Call, **key: Any) -> Call:
     return call._replace(key=tuple(texts))
 
 
-def wrong_key(model: type[Any], key: Iterable[str]) -> TypeError:
-    """Return the error that says what the natural key is."""
-    expected, got = ", ".join(model.__natural_key__), ", ".join(key) or "nothing"
-    return TypeError(f"the natural key of {model.__name__} is {expected}; got {got}")
+def require_natural_key(model: type[Any], key: Mapping[str, Any]) -> None:
+    """Raise TypeError unless the key's names are those of the natural key."""
+    if key.keys() != set(model.__natural_key__):
+        expected, got = ", ".join(model.__natural_key__), ", ".join(key) or "nothing"
+        raise TypeError(f"the natural key of {model.__name__} is {expected}; got {got}")
 
 
 class _Rules(NamedTuple):
     """What the calls of a model may say."""
 
-    key: frozenset[str]
     further: frozenset[str]  # what defaults may give
     defaults: tuple[tuple[str, Any], ...]  # the columns' own that an ORM flush runs in Python
 
@@ -83,15 +82,14 @@ class _Rules(NamedTuple):
 def _rules_of(mapper: Mapper[Any]) -> _Rules:
     model = mapper.class_
     columns = columns_of(model)
-    key = frozenset(model.__natural_key__)
-    further = frozenset(columns) - key - KEPT_BY_THE_MIXIN
+    further = frozenset(columns) - set(model.__natural_key__) - KEPT_BY_THE_MIXIN
     own: dict[str, Any] = {name: columns[name].default for name in sorted(further)}
     in_python = (
         (name, default)
         for name, default in own.items()
         if default is not None and (default.is_callable or default.is_scalar)
     )
-    return _Rules(key, further, tuple(in_python))
+    return _Rules(further, tuple(in_python))
 
 
 class _NoContext:

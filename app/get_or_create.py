@@ -38,7 +38,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from app.batch import Row, find_or_create_all, keep_writers_out
-from app.call import read_call, wrong_key
+from app.call import read_call, require_natural_key
 from app.natural_key import canonical, columns_of, equals, spellings
 from app.statement import plan_for, shape_of, values_of
 from app.transactions import RetryPolicy, StatementText, execute, look_again, run
@@ -139,8 +139,7 @@ class GetOrCreateMixin:
     @classmethod
     def has_natural_key(cls, **key: Any) -> ColumnElement[bool]:
         """Return the condition that a row is a canonical one of the natural key."""
-        if key.keys() != set(cls.__natural_key__):
-            raise wrong_key(cls, key)
+        require_natural_key(cls, key)
         columns = columns_of(cls)
         conditions = [
             equals(columns[name], [_literal(columns[name], text) for text in spellings(value)])

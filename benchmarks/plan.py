@@ -46,14 +46,14 @@ FULL = Plan(
     peers=tuple(PEERS),
     # The small and the large table side by side: they are compared.
     workloads={1_000: ("existing", "new"), 1_000_000: ("existing", "new"), MAIN_SIZE: WORKLOADS},
-    rounds=5,
-    seconds=6,
-    warm_up=2,
+    rounds=3,
+    seconds=3,
+    warm_up=1,
     extras=EXTRAS,
     batches=100,
     import_rows=300_000,
     memory_requests=(10_000, 50_000, 100_000),
-    starts=7,
+    starts=5,
 )
 # Two minutes in all.
 QUICK = Plan(

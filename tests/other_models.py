@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Column, Sequence, String, func
-from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.get_or_create import GetOrCreateMixin
@@ -71,3 +72,15 @@ class Badge(GetOrCreateMixin, Own):
     id: Mapped[int] = mapped_column(primary_key=True)
     label: Mapped[str] = mapped_column(CITEXT)
     position: Mapped[str] = mapped_column(String(5, collation="C"))
+
+
+class Stamp(GetOrCreateMixin, Own):
+    """A key that is no text, and columns that the driver has its own way with."""
+
+    __tablename__ = "stamp"
+    __natural_key__ = ("at",)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime | None]
+    blob: Mapped[bytes]
+    notes: Mapped[dict[str, Any]] = mapped_column(JSONB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from threading import Event
 from typing import Any
@@ -13,14 +14,16 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, event, select, text
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.orm import Session
 
 from app import directory
 from app.db import db
 from app.models import Department, Employee
 from app.natural_key import normalise
+from app.transactions import RetryPolicy
 from tests.conftest import count, waits
-from tests.other_models import Badge, Legacy, Tag
+from tests.other_models import Badge, Legacy, Stamp, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_held, together
 
@@ -268,6 +271,38 @@ def test_a_table_that_cannot_be_locked_for_another_reason_is_an_error(own: Engin
         connection.exec_driver_sql("DROP TABLE tag")
     with pytest.raises(Exception, match="tag"):
         Tag.get_or_create_many([{"scope": "a", "label": 1}])
+
+
+def test_a_statement_that_is_cut_while_it_waits_for_the_lock_is_an_error(own: Engine) -> None:
+    """57014 passes, as everywhere."""
+    Tag.bind(own, lambda: Session(own), RetryPolicy(statement_timeout=0.05))
+    with own.connect() as other:
+        other.exec_driver_sql("LOCK TABLE tag IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(OperationalError) as caught:
+            Tag.get_or_create_many([{"scope": "a", "label": 1}])
+    assert caught.value.orig.pgcode == "57014"  # type: ignore[union-attr]
+
+
+def test_arrays_carry_every_character_and_type(own: Engine) -> None:
+    """Quotes, backslashes, braces, the word NULL, and what is not plain text."""
+    scopes = ['"', "\\", "{a,b}", "NULL", "null", ",", "a'b", "%", "%(x)s", None]
+    items: list[dict[str, Any]] = [
+        {"scope": scope, "label": 1, "defaults": {"color": f"{scope} is a color"}}
+        for scope in scopes
+    ]
+    results = Tag.get_or_create_many(items)
+    assert [(tag.scope, tag.color, new) for tag, new in results] == [
+        (scope, f"{scope} is a color", True) for scope in scopes
+    ]
+    stamps = [datetime(2020, 1, 1, 12, 30), None]
+    blobs = Stamp.get_or_create_many(
+        {"at": stamp, "defaults": {"blob": b'\x00"', "notes": {"a": [1]}}} for stamp in stamps
+    )
+    own_session = Session(own)
+    rows = own_session.execute(select(Stamp.at, Stamp.blob, Stamp.notes).order_by(Stamp.id)).all()
+    own_session.close()
+    assert len(blobs) == 2
+    assert [tuple(row) for row in rows] == [(stamp, b'\x00"', {"a": [1]}) for stamp in stamps]
 
 
 def test_other_writers_wait_for_a_list_to_end(context: Flask, sales: int) -> None:

@@ -78,8 +78,7 @@ class Directory(RuleBasedStateMachine):
     def forget_employee(self, id: int) -> None:
         del self.employees[id]
         for other in self.employees.values():
-            if other["manager_id"] == id:
-                other["manager_id"] = None
+            other["manager_id"] = None if other["manager_id"] == id else other["manager_id"]
 
     # What is asked.
 
