@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.call import Call
+from app.errors import NotStored
 from app.natural_key import columns_of
 from app.statement import ManyShape, plan_for_many
 from app.transactions import LOCK_NOT_AVAILABLE, RetryPolicy, limits, sqlstate
@@ -34,14 +35,17 @@ def find_or_create_all(
 
     Of calls with one key the first creates the row; the others find it, when they are sent again.
     ``by_token`` says that these calls may have created rows before, in a transaction whose COMMIT
-    got no answer. Raises TypeError for what cannot travel in an array.
+    got no answer. Raises TypeError for what cannot travel in an array, and NotStored.
     """
     rows: dict[int, Row] = {}
     left = list(range(len(calls)))
     while left:
         part = [calls[place] for place in left]
         shape = _shape_of(model, part, by_token, tuple(attributes))
-        rows.update(_send(session, shape, part, left))
+        found = _send(session, shape, part, left)
+        if not found:
+            raise NotStored
+        rows.update(found)
         left = [place for place in left if place not in rows]
     return [rows[place] for place in range(len(calls))]
 

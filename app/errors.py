@@ -34,6 +34,10 @@ class LostRace(RollcallError):
     """Somebody else changed what a unit of work relied on; running it again can help."""
 
 
+class NotStored(RollcallError):
+    """The database took a row without an error, and did not store it: a trigger's doing."""
+
+
 class DatabaseAway(RollcallError):
     """The server cannot be reached, or takes no connections just now."""
 

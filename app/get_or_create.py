@@ -39,6 +39,7 @@ from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, require_natural_key
+from app.errors import NotStored
 from app.natural_key import canonical, columns_of, equals, spellings
 from app.statement import plan_for, shape_of, values_of
 from app.transactions import RetryPolicy, StatementText, execute, look_again, run
@@ -100,8 +101,9 @@ class GetOrCreateMixin:
         needs a second one from the pool.
 
         Raises TypeError, before the database is touched, for a wrong key or an unknown column;
-        ContentionError when the race could not be won in time; and the driver's error, as
-        SQLAlchemy wraps it, for a value that the database refuses.
+        ContentionError when the race could not be won in time; NotStored where a trigger discards
+        the row; and the driver's error, as SQLAlchemy wraps it, for a value that the database
+        refuses.
         """
         row, created = find_or_create(cls, defaults, **key)
         return attach(_ask(cls.__binding__.session), cls, row), created
@@ -168,10 +170,10 @@ def find_or_create(
         return again.text, again.parameters(values_of(call))
 
     indexes = race_indexes(inspect(model).local_table.name)
-    (found,) = look_again(
-        lambda: execute(engine, statement, _ask(model.__binding__.policy), indexes)
-    )
-    row = plan.read(found)
+    rows = look_again(lambda: execute(engine, statement, _ask(model.__binding__.policy), indexes))
+    if not rows:
+        raise NotStored
+    row = plan.read(rows[0])
     return row, row["creation_token"] == call.token
 
 

@@ -248,8 +248,11 @@ def _arrays(shape: ManyShape) -> dict[str, TypeEngine[Any]]:
 def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return the type to send a column's values as.
 
-    Not as varchar(n): a cast to it would cut them off, where an insert refuses them.
+    Not as varchar(n): a cast to it would cut them off, where an insert refuses them. Raises
+    TypeError for an array, of which unnest would make several rows.
     """
+    if isinstance(kind, ARRAY):
+        raise TypeError("a list cannot have columns that are arrays")
     return Text() if getattr(kind, "length", None) and not isinstance(kind, Enum) else kind
 
 

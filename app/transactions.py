@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, TypeVar, cast
 
@@ -367,9 +368,14 @@ def limits(policy: RetryPolicy) -> str:
 
     SET LOCAL, since PgBouncer refuses them as start-up options.
     """
+    return _limits(policy.lock_timeout, policy.statement_timeout)
+
+
+@lru_cache(maxsize=64)
+def _limits(lock_timeout: float, statement_timeout: float) -> str:
     return (
-        f"SET LOCAL lock_timeout = {_milliseconds(policy.lock_timeout)}; "
-        f"SET LOCAL statement_timeout = {_milliseconds(policy.statement_timeout)}; "
+        f"SET LOCAL lock_timeout = {_milliseconds(lock_timeout)}; "
+        f"SET LOCAL statement_timeout = {_milliseconds(statement_timeout)}; "
     )
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import aliased
 from app import directory
 from app.csv_source import CsvSource, Row
 from app.db import db
+from app.errors import NotStored
 from app.models import Department, Employee
 from app.schemas import LONGEST_BATCH, ImportedEmployeeSchema, messages_by_field
 from app.transactions import connect, sqlstate
@@ -136,12 +137,13 @@ def _store(rows: Sequence[Candidate | Refusal]) -> list[bool | Refusal]:
     items = [row.item for row in rows if isinstance(row, Candidate)]
     try:
         created = iter(directory.create_employees(items))
-    except DBAPIError as error:
-        state = sqlstate(error) or ""
-        if state[:2] not in REFUSALS:
+    except (DBAPIError, NotStored) as error:
+        state = sqlstate(error)
+        if isinstance(error, DBAPIError) and (state or "")[:2] not in REFUSALS:
             raise
         if len(rows) == 1:
-            return [Refusal(rows[0].row, f"the database refuses it (SQLSTATE {state})")]
+            why = "a trigger discards it" if state is None else f"SQLSTATE {state}"
+            return [Refusal(rows[0].row, f"the database refuses it ({why})")]
         half = len(rows) // 2
         return _store(rows[:half]) + _store(rows[half:])
     return [next(created)[1] if isinstance(row, Candidate) else row for row in rows]

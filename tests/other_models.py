@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, Sequence, String, func
-from sqlalchemy.dialects.postgresql import CITEXT, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, CITEXT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.get_or_create import GetOrCreateMixin
@@ -84,3 +84,14 @@ class Stamp(GetOrCreateMixin, Own):
     at: Mapped[datetime | None]
     blob: Mapped[bytes]
     notes: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
+class Basket(GetOrCreateMixin, Own):
+    """A column that is an array."""
+
+    __tablename__ = "basket"
+    __natural_key__ = ("label",)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str]
+    fruits: Mapped[list[str] | None] = mapped_column(ARRAY(String))

@@ -19,11 +19,12 @@ from sqlalchemy.orm import Session
 
 from app import directory
 from app.db import db
+from app.errors import NotStored
 from app.models import Department, Employee
 from app.natural_key import normalise
 from app.transactions import RetryPolicy
 from tests.conftest import count, waits
-from tests.other_models import Badge, Legacy, Stamp, Tag
+from tests.other_models import Badge, Basket, Legacy, Stamp, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_held, together
 
@@ -392,3 +393,25 @@ def test_employees_and_their_departments_are_one_transaction(context: Flask) -> 
         directory.create_employees([{"name": "x" * 256, "department": "Lost"}])
     db.session.rollback()
     assert count(Department) == 2
+
+
+def test_array_columns_cannot_be_in_a_list(own: Engine) -> None:
+    """Alone they can."""
+    apple = {"label": "a", "defaults": {"fruits": ["apple"]}}
+    with pytest.raises(TypeError, match="arrays"):
+        Basket.get_or_create_many([apple])
+    assert Basket.get_or_create(**apple)[0].fruits == ["apple"]
+
+
+def test_a_row_that_a_trigger_discards_is_an_error(own: Engine) -> None:
+    """Not an endless search for it."""
+    with own.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION discard() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RETURN NULL; END';"
+            "CREATE TRIGGER discard BEFORE INSERT ON basket FOR EACH ROW EXECUTE FUNCTION discard()"
+        )
+    with pytest.raises(NotStored):
+        Basket.get_or_create_many([{"label": "a"}])
+    with pytest.raises(NotStored):
+        Basket.get_or_create(label="a")

@@ -132,12 +132,14 @@ def test_a_disk_that_is_full(site: Site) -> None:
     assert wrongs(load, site) == []
 
 
-def test_a_pool_that_is_exhausted(either_url: str, tmp_path: Path) -> None:
+def test_a_pool_that_is_exhausted(database_url: str, tmp_path: Path) -> None:
     """One connection for four threads, and that one is stuck: the others give up in time."""
     pool = {"POOL_SIZE": "1", "MAX_OVERFLOW": "0", "POOL_TIMEOUT": "0.5", "RETRY_DEADLINE": "1.5"}
     settings = {f"ROLLCALL_{name}": value for name, value in pool.items()}
-    with serving_as_it_is(either_url, tmp_path, ROLLCALL_LOCK_TIMEOUT="60", **settings) as service:
-        site = Site(service, either_url)
+    with serving_as_it_is(
+        database_url, tmp_path, ROLLCALL_LOCK_TIMEOUT="60", **settings
+    ) as service:
+        site = Site(service, database_url)
         with site.under_load() as load, load.hit(), faults.locked(site, "employee"):
             # Nobody's wait for the lock ends before this does, so that it is the pool's.
             eventually(lambda: load.has(503, 6))

@@ -156,6 +156,11 @@ def _conflict(error: errors.RecordError, code: str, detail: str, id: int) -> Pro
 
 
 @problem_of.register
+def _(error: errors.NotStored) -> Problem:
+    return Problem(409, "conflict", "A rule of the database keeps the row from being stored.")
+
+
+@problem_of.register
 def _(error: errors.ContentionError) -> Problem:
     if error.sqlstate is None and not isinstance(error.__cause__, PoolTimeout):
         return _unavailable("database_away", "The database does not answer; try again.")

@@ -58,5 +58,9 @@ def _following(after: int) -> str:
 
 def as_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return any content, as compact JSON in UTF-8."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return Response(f"{text}\n", status, headers, mimetype="application/json")
+    text = f"{ENCODER.encode(content)}\n"
+    return Response(text, status, headers, mimetype="application/json")
+
+
+# One for all: json.dumps would make another for each answer.
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
