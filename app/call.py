@@ -25,7 +25,7 @@ class Call(NamedTuple):
     token: uuid.UUID
 
 
-def read_call(model: type[Any], defaults: Mapping[str, Any] | None = None, **key: Any) -> Call:
+def read_call(model: type[Any], /, defaults: Mapping[str, Any] | None = None, **key: Any) -> Call:
     """Return the call that the arguments of get_or_create make; its token is a new one.
 
     Raises TypeError for a wrong key, an unknown column, or a column default that reads its context.
@@ -57,7 +57,7 @@ def _new_token() -> uuid.UUID:
 VERSION_AND_VARIANT = 0xF << 76 | 3 << 62
 
 
-def with_key(model: type[Any], call: Call, **key: Any) -> Call:
+def with_key(model: type[Any], call: Call, /, **key: Any) -> Call:
     """Return the same call with other values for some parts of its key."""
     parts = zip(model.__natural_key__, call.key, strict=True)
     texts = (spellings(key[name]) if name in key else given for name, given in parts)

@@ -43,9 +43,11 @@ def open_csv(
     """
     with io.BufferedReader(file, SAMPLE) as stream:  # type: ignore[type-var]
         encoding = encoding or detect_encoding(stream.peek(SAMPLE)[:SAMPLE])
+        # With or without a byte order mark.
+        codec = "utf-8-sig" if encoding == "utf-8" else encoding
         # A byte that the encoding does not know becomes a lone surrogate, which is then noticed.
-        with io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="") as text:
-            yield CsvSource(text, required, delimiter)
+        with io.TextIOWrapper(stream, codec, errors="surrogateescape", newline="") as text:
+            yield CsvSource(text, encoding, required, delimiter)
 
 
 class CsvSource:
@@ -55,8 +57,10 @@ class CsvSource:
     once.
     """
 
-    def __init__(self, text: TextIO, required: Collection[str], delimiter: str) -> None:
-        self.encoding = text.encoding
+    def __init__(
+        self, text: TextIO, encoding: str, required: Collection[str], delimiter: str
+    ) -> None:
+        self.encoding = encoding
         self._lines = _Lines(text)
         first = next(self._lines, "")
         self.delimiter = delimiter or detect_delimiter(first, required)
@@ -132,7 +136,8 @@ def detect_encoding(sample: bytes) -> str:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError:
-        best = charset_normalizer.from_bytes(sample).best()
+        lines = sample[: sample.rfind(b"\n") + 1]  # the sample may end within a character
+        best = charset_normalizer.from_bytes(lines or sample).best()
         if best is None:
             raise UnusableFile("its encoding cannot be told; give it") from None
         return best.encoding
@@ -148,7 +153,10 @@ def detect_delimiter(header: str, required: Collection[str]) -> str:
 
 
 def _names(header: str, delimiter: str) -> list[str]:
-    (cells,) = csv.reader([header], delimiter=delimiter)
+    try:
+        (cells,) = csv.reader([header], delimiter=delimiter)
+    except csv.Error as error:
+        raise UnusableFile(f"its first line is not CSV: {error}") from error
     return [cell.strip().casefold() for cell in cells]
 
 

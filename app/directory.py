@@ -154,6 +154,8 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
     Raises InvalidInput, which names items by their index, for ids that nothing has; nothing is
     stored then.
     """
+    if not items:
+        return []
     calls = [_employee_call(**item) for item in items]
     names = dict.fromkeys(item["department"] for item in items if "department" in item)
     departments = {name: read_call(Department, name=name) for name in names}

@@ -5,9 +5,8 @@ PostgreSQL refuses one of two transactions that both found nothing and inserted 
 the retry then finds the row of the other. No unique constraint is needed; where there is one (the
 guard) it is a second, independent defence.
 
-Take this module, ``statement.py``, ``natural_key.py``, ``transactions.py`` and ``errors.py`` into a
-project of your own: they import SQLAlchemy and nothing else of Rollcall. ``docs/adopting.md`` shows
-how.
+Take this module and what it imports into a project of your own: seven files that import SQLAlchemy
+and nothing else of Rollcall. ``docs/adopting.md`` shows how.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ class GetOrCreateMixin:
 
 
 def find_or_create(
-    model: type[GetOrCreateMixin], defaults: Mapping[str, Any] | None = None, **key: Any
+    model: type[GetOrCreateMixin], /, defaults: Mapping[str, Any] | None = None, **key: Any
 ) -> tuple[Row, bool]:
     """Do what :meth:`GetOrCreateMixin.get_or_create` does, and return the row's values.
 

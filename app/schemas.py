@@ -142,10 +142,17 @@ class ImportedEmployeeSchema(EmployeeSchema):
     department = Text(NAME_LENGTH, as_sent=True, required=True)
 
 
+class Items(fields.Nested):
+    """A list that is refused for its length before any item is looked at."""
+
+    def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(value, list):
+            self._validate(value)
+        return super()._deserialize(value, *arguments, **options)
+
+
 class EmployeeBatchSchema(Schema):
-    items = fields.Nested(
-        EmployeeSchema, many=True, required=True, validate=Length(max=LONGEST_BATCH)
-    )
+    items = Items(EmployeeSchema, many=True, required=True, validate=Length(max=LONGEST_BATCH))
 
 
 class EmployeeBatchItemSchema(Schema):

@@ -17,7 +17,9 @@ from sqlalchemy import (
     Enum,
     FromClause,
     Select,
+    String,
     Text,
+    TypeDecorator,
     and_,
     bindparam,
     exists,
@@ -237,7 +239,10 @@ class ManyShape(NamedTuple):
 def plan_for_many(shape: ManyShape, dialect: Dialect) -> Plan:
     """Compile the statement of a list, once."""
     returned = {name: columns_of(shape.model)[name] for name in shape.returned}
-    return _compile(build_many(shape), _arrays(shape), returned, dialect)
+    columns = columns_of(shape.model)
+    statement = build_many(shape)
+    types = {name: ARRAY(columns[of].type) for name, of in shape.parameters.items()}
+    return _compile(statement, types, returned, dialect)
 
 
 def _arrays(shape: ManyShape) -> dict[str, TypeEngine[Any]]:
@@ -246,14 +251,16 @@ def _arrays(shape: ManyShape) -> dict[str, TypeEngine[Any]]:
 
 
 def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type to send a column's values as.
+    """Return the type that a column's values are cast to; the column's own converts them first.
 
     Not as varchar(n): a cast to it would cut them off, where an insert refuses them. Raises
     TypeError for an array, of which unnest would make several rows.
     """
     if isinstance(kind, ARRAY):
         raise TypeError("a list cannot have columns that are arrays")
-    return Text() if getattr(kind, "length", None) and not isinstance(kind, Enum) else kind
+    plain = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
+    limited = isinstance(plain, String) and not isinstance(plain, Enum) and plain.length
+    return Text() if limited else kind
 
 
 def build_many(shape: ManyShape) -> CompoundSelect[Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from marshmallow import ValidationError
@@ -18,7 +17,7 @@ from sqlalchemy.orm import aliased
 from app import directory
 from app.csv_source import CsvSource, Row
 from app.db import db
-from app.errors import NotStored
+from app.errors import NotStored, UnusableFile
 from app.models import Department, Employee
 from app.schemas import LONGEST_BATCH, ImportedEmployeeSchema, messages_by_field
 from app.transactions import connect, sqlstate
@@ -83,23 +82,38 @@ def import_employees(source: CsvSource, reject: Callable[[Refusal], object]) -> 
         yield totals
 
 
-def _ahead(work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
-    """Yield what the work makes of each part, and get the next part ready meanwhile."""
+def _ahead(work: Callable[[Part], Result], parts: Iterator[Part]) -> Iterator[Result]:
+    """Yield what the work makes of each part, and get the next part ready meanwhile.
+
+    An error of getting one ready is raised when the parts before it are done.
+    """
     with ThreadPoolExecutor(1) as pool:
-        under_way: Future[Result] | None = None
-        for part in parts:
-            if under_way is not None:
-                yield under_way.result()
+        fault: Exception | None = None
+        part = next(parts, None)
+        while part is not None:
             under_way = pool.submit(copy_context().run, work, part)
-        if under_way is not None:
+            try:
+                part = next(parts, None)
+            except UnusableFile as error:
+                part, fault = None, error
             yield under_way.result()
+        if fault is not None:
+            raise fault
 
 
 def _checked(source: CsvSource) -> Iterator[list[Candidate | Refusal]]:
     """Yield as many rows as one transaction stores, checked."""
-    rows = iter(source)
-    while part := list(islice(rows, LONGEST_BATCH)):
-        yield _check(source.header, part)
+    part: list[Row] = []
+    try:
+        for row in source:
+            part.append(row)
+            if len(part) == LONGEST_BATCH:
+                yield _check(source.header, part)
+                part = []
+    except UnusableFile:
+        yield _check(source.header, part)  # what could be read is stored all the same
+        raise
+    yield _check(source.header, part)
 
 
 def _check(header: Sequence[str], rows: Sequence[Row]) -> list[Candidate | Refusal]:
@@ -170,7 +184,7 @@ def _employees() -> Executable:
     department = func.coalesce(kept.name, Department.name)
     return (
         select(Employee.name, department, Employee.title, Employee.email, Employee.hired_on)
-        .join(Department, Department.id == Employee.department_id)
+        .outerjoin(Department, Department.id == Employee.department_id)
         .outerjoin(kept, kept.id == Department.duplicate_of_id)
         .where(Employee.duplicate_of_id.is_(None))
         .order_by(Employee.id)

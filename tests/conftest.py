@@ -21,7 +21,7 @@ from app.models import NATURAL_KEYS, Department
 from app.transactions import RetryPolicy
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
-from tests.other_models import Badge, Basket, Fussy, Legacy, Own, Stamp, Tag
+from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
 
@@ -193,7 +193,7 @@ def own(fresh_database: str) -> Iterator[Engine]:
         connection.exec_driver_sql("CREATE SCHEMA old; CREATE EXTENSION citext")
     Own.metadata.create_all(engine)
     session = scoped_session(sessionmaker(engine))
-    for model in (Tag, Legacy, Fussy, Badge, Stamp, Basket):
+    for model in (Tag, Legacy, Fussy, Badge, Stamp, Basket, Car):
         model.bind(engine, session, RetryPolicy(attempts=3))
     yield engine
     session.remove()

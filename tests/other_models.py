@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Sequence, String, func
+from sqlalchemy import Column, Dialect, Sequence, String, TypeDecorator, func
 from sqlalchemy.dialects.postgresql import ARRAY, CITEXT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -86,6 +86,26 @@ class Stamp(GetOrCreateMixin, Own):
     notes: Mapped[dict[str, Any]] = mapped_column(JSONB)
 
 
+class LowerCase(TypeDecorator[str]):
+    """A type that stores what it is given in another way."""
+
+    impl = String(50)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return str(value).lower()
+
+
+class Car(GetOrCreateMixin, Own):
+    """A key that is called as the mixin calls what it works on."""
+
+    __tablename__ = "car"
+    __natural_key__ = ("model",)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model: Mapped[str]
+
+
 class Basket(GetOrCreateMixin, Own):
     """A column that is an array."""
 
@@ -93,5 +113,5 @@ class Basket(GetOrCreateMixin, Own):
     __natural_key__ = ("label",)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    label: Mapped[str]
+    label: Mapped[str] = mapped_column(LowerCase)
     fruits: Mapped[list[str] | None] = mapped_column(ARRAY(String))

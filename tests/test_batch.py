@@ -24,7 +24,7 @@ from app.models import Department, Employee
 from app.natural_key import normalise
 from app.transactions import RetryPolicy
 from tests.conftest import count, waits
-from tests.other_models import Badge, Basket, Legacy, Stamp, Tag
+from tests.other_models import Badge, Basket, Car, Legacy, Stamp, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_held, together
 
@@ -401,6 +401,22 @@ def test_array_columns_cannot_be_in_a_list(own: Engine) -> None:
     with pytest.raises(TypeError, match="arrays"):
         Basket.get_or_create_many([apple])
     assert Basket.get_or_create(**apple)[0].fruits == ["apple"]
+
+
+def test_types_that_convert_their_values_do(own: Engine) -> None:
+    """In a list as in a single call."""
+    one, _ = Basket.get_or_create(label="ABC")
+    assert Basket.get_or_create_many([{"label": "ABC"}, {"label": "abc"}]) == [
+        (one, False),
+        (one, False),
+    ]
+
+
+def test_a_key_may_be_called_as_we_call_things(own: Engine) -> None:
+    """Its names are the application's."""
+    car, created = Car.get_or_create(model="T")
+    assert Car.get_or_create_many([{"model": "T"}]) == [(car, False)]
+    assert created
 
 
 def test_a_row_that_a_trigger_discards_is_an_error(own: Engine) -> None:

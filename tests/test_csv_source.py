@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.csv_source import Row, open_csv
+from app.csv_source import Row, detect_encoding, open_csv
 from app.errors import UnusableFile
 
 REQUIRED = ("name", "department")
@@ -127,11 +127,25 @@ def test_bytes_that_are_not_of_the_encoding_are_a_fault_of_their_row() -> None:
         read(cut)
 
 
-def test_a_sample_may_end_within_a_character() -> None:
-    """The first mebibyte is looked at, and UTF-8 does not care where that is."""
-    header = b"name,department\n"
-    content = header + b"x" * ((1 << 20) - len(header) - 1) + "\u00e9,S\n".encode()
-    assert read(content).encoding == "utf-8"
+@pytest.mark.parametrize("shift", ["", "x"])
+@pytest.mark.parametrize("encoding", ["utf-8", "euc_kr"])
+def test_a_sample_may_end_within_a_character(encoding: str, shift: str) -> None:
+    """The first mebibyte is looked at, wherever that ends."""
+    row = "\uae40\ucca0\uc218,\uc601\uc5c5\ubd80\n".encode(encoding)
+    content = f"name,department{shift}\n".encode() + row * ((1 << 20) // len(row) + 10)
+    found = detect_encoding(content[: 1 << 20])
+    assert "\uae40\ucca0\uc218" in content.decode(found)
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_column() -> None:
+    """Also where the encoding is given."""
+    assert read(b"\xef\xbb\xbfname,department\nA,S\n", "utf-8").rows == [Row(2, ["A", "S"])]
+
+
+def test_a_header_that_is_no_csv_is_refused() -> None:
+    """A file of another kind, in one line."""
+    with pytest.raises(UnusableFile, match="first line is not CSV"):
+        read(b"x" * 200_000)
 
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8)

@@ -351,6 +351,12 @@ def test_an_invalid_item_is_named_by_its_index_and_nothing_is_written(
     assert len(client.get(DEPARTMENTS).get_json()["items"]) == 1
 
 
+def test_too_long_a_batch_is_refused_before_its_items_are_looked_at(client: FlaskClient) -> None:
+    """Their errors would be a longer answer than the batch."""
+    answer = client.post(BATCH, json={"items": [{}] * 50_000})
+    assert answer.get_json()["errors"] == {"items": ["Longer than maximum length 1000."]}
+
+
 @pytest.mark.parametrize(
     "body", [{}, [], {"items": 1}, {"items": {}}, {"items": [], "more": 1}, {"items": [1] * 1001}]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -231,3 +232,17 @@ def test_a_rule_that_a_trigger_enforces_is_the_clients(client: FlaskClient) -> N
         assert_problem(client.delete(f"{URL}/{made}"), 422)
     with client.application.app_context(), db.engine.begin() as connection:
         connection.exec_driver_sql("DROP TRIGGER refuse ON employee; DROP FUNCTION refuse")
+
+
+def test_a_body_of_unannounced_length_is_read_only_where_the_server_ends_it(
+    client: FlaskClient,
+) -> None:
+    """Otherwise reading it would wait for the client to go away."""
+    for ends, status in ((True, 201), (False, 400)):
+        answer = client.post(
+            "/api/v1/departments",
+            input_stream=io.BytesIO(b'{"name": "Unannounced"}'),
+            content_type="application/json",
+            environ_overrides={"wsgi.input_terminated": ends},
+        )
+        assert answer.status_code == status

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,12 @@ def test_standard_input_and_options(runner: FlaskCliRunner, folder: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--encoding", "utf-99"], "Python knows no encoding of this name"),
+        (["--encoding", "utf-99"], "Python knows no text encoding of this name"),
+        (["--encoding", "hex"], "Python knows no text encoding of this name"),
         (["--delimiter", ";;"], "must be one character, or tab"),
         (["--delimiter", '"'], "must be one character, or tab"),
-        (["--rejects", "no/such/folder.csv"], "No such file or directory"),
+        (["--rejects", "no/such/folder.csv"], "there is no folder no/such"),
+        (["--rejects", "people.csv"], "people.csv is being read"),
         (["--delimiter", ";"], "people.csv: its first line names no column name and no department"),
     ],
 )
@@ -248,12 +251,42 @@ def test_a_fault_that_is_no_rows_stops_it_and_a_second_run_goes_on(
     result = import_text(runner, folder, numbered(2500))
     assert result.exit_code == 1
     assert "Read 2000, created 2000, existing 0, rejected 0" in result.stdout
-    assert "What the summary counts is stored. Run it again to go on." in result.stderr
+    assert "Run it again to go on. What the summary counts is stored." in result.stderr
 
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     again = import_text(runner, folder, numbered(2500))
     assert "Read 2500, created 500, existing 2000, rejected 0" in again.stdout
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_stored_as_far_as_it_can(
+    runner: FlaskCliRunner, folder: Path, app: Flask
+) -> None:
+    """And it is no use to run that one again."""
+    content = numbered(1500).encode("utf-16") + b"\x00"
+    (folder / "people.csv").write_bytes(content)
+    result = runner.invoke(args=["employees", "import", "people.csv"])
+    assert result.exit_code == 1
+    assert "Read 1500, created 1500" in result.stdout
+    assert "after line 1501 it is not utf-16" in result.stderr
+    assert "again" not in result.stderr
+
+
+def test_rejects_may_go_to_a_device(runner: FlaskCliRunner, folder: Path) -> None:
+    """Which is there afterwards, as is one that an export goes to."""
+    result = import_text(runner, folder, HEADER + ",S,,,\n", "--rejects", "/dev/null")
+    assert "rejected 1" in result.stdout
+    assert runner.invoke(args=["employees", "export", "/dev/null"]).exit_code == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_an_export_has_everybody(runner: FlaskCliRunner, app: Flask) -> None:
+    """Also who has no department that can be named, as legacy tables have them."""
+    with app.app_context():
+        db.session.execute(text("SET LOCAL session_replication_role = replica"))
+        db.session.execute(text("INSERT INTO employee (name, department_id) VALUES ('Lost', 99)"))
+        db.session.commit()
+    assert "Lost,,,," in runner.invoke(args=["employees", "export"]).stdout
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
@@ -273,6 +306,8 @@ def test_it_can_be_stopped_at_any_time_and_run_again(
         env={**os.environ, "DATABASE_URL": database_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell's background jobs, and what they start, would ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     with app.app_context():
 

@@ -41,12 +41,24 @@ def _raw_body() -> bytes:
     off at the limit.
     """
     announced, limit = request.content_length, request.max_content_length or sys.maxsize
-    stream = request.environ["wsgi.input"]
-    raw: bytes = stream.read(min(announced or limit, limit))
-    if (announced or 0) > limit or (announced is None and stream.read(1)):
+    if announced is None:
+        return _unannounced(limit)
+    if announced > limit:
         raise RequestEntityTooLarge
-    if len(raw) < (announced or 0):
+    raw: bytes = request.environ["wsgi.input"].read(announced)
+    if len(raw) < announced:
         raise BadRequest
+    return raw
+
+
+def _unannounced(limit: int) -> bytes:
+    """Return a body that ends where the server says so; none if it would not say."""
+    if not request.environ.get("wsgi.input_terminated"):
+        return b""
+    stream = request.environ["wsgi.input"]
+    raw: bytes = stream.read(limit)
+    if stream.read(1):
+        raise RequestEntityTooLarge
     return raw
 
 

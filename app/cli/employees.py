@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import click
 from flask.cli import AppGroup
@@ -20,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import transfer
 from app.csv_source import CsvSource, open_csv
 from app.database import bootstrap_database
-from app.errors import RollcallError
+from app.errors import RollcallError, UnusableFile
 from app.transfer import Refusal, Totals
 from migrations_bootstrap import BootstrapError
 
@@ -34,9 +35,10 @@ Show = Callable[[Totals], None]
 
 def _encoding(context: click.Context, parameter: click.Parameter, value: str) -> str:
     try:
+        "".encode(value or "utf-8")
         return codecs.lookup(value).name if value else ""
     except LookupError:
-        raise click.BadParameter("Python knows no encoding of this name") from None
+        raise click.BadParameter("Python knows no text encoding of this name") from None
 
 
 def _delimiter(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -67,14 +69,15 @@ def import_command(
     """Get or create the employees in FILE, a CSV file, or - for standard input.
 
     The first line names the columns: name and department, and if you like title, email and
-    hired_on, in any order; others are ignored. Departments are created where they are missing. A
-    thousand rows at a time are stored, all of them or none. You may stop it and run it again:
-    employees who are there already stay as they are.
+    hired_on, in any order; others are ignored. Departments are created where they are missing. Rows
+    are stored a thousand at a time. You may stop it and run it again: employees who are there
+    already stay as they are.
     """
     _bring_up()
     name = getattr(file, "name", "<stdin>")
-    path = rejects or Path("rejects.csv" if name == "<stdin>" else f"{name}.rejects.csv")
-    totals, started, fault = Totals(), time.monotonic(), ""
+    path = rejects or Path(f"{name}.rejects.csv" if Path(name).is_file() else "rejects.csv")
+    _check_rejects(path, file)
+    totals, started, fault, status = Totals(), time.monotonic(), "", 1
     try:
         with open_csv(file, transfer.REQUIRED, encoding, delimiter) as source:
             _describe(source)
@@ -82,15 +85,32 @@ def import_command(
                 for totals in transfer.import_employees(source, reject):
                     show(totals)
     except KeyboardInterrupt:
-        fault = "Stopped."
-    except (RollcallError, SQLAlchemyError, OSError) as error:
+        fault, status = "Stopped.", STOPPED
+    except UnusableFile as error:
         fault = f"Error: {name}: {error}"
+    except (RollcallError, SQLAlchemyError, OSError) as error:
+        fault = f"Error: {_words(error)}. Run it again to go on."
     if totals.read or not fault:
         _summarise(totals, time.monotonic() - started, path, as_json)
-        fault = fault and f"{fault} What the summary counts is stored. Run it again to go on."
+        fault = fault and f"{fault} What the summary counts is stored."
     if fault:
         click.echo(fault, err=True)
-        raise SystemExit(STOPPED if fault.startswith("Stopped.") else 1)
+        raise SystemExit(status)
+
+
+def _check_rejects(rejects: Path, file: BinaryIO) -> None:
+    """Refuse to write rejects over what is read: a file of rejects is one to import, too."""
+    if not rejects.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {rejects.parent} for the rejects")
+    with suppress(OSError):  # no such file yet, or a stream that is none
+        if os.path.samestat(os.fstat(file.fileno()), rejects.stat()):
+            raise click.BadParameter(f"{rejects} is being read; name another file in --rejects")
+
+
+def _words(error: Exception) -> str:
+    """Return what an operator needs of an error: of the database's, its own words."""
+    said = str(getattr(error, "orig", None) or error).strip()
+    return said or "the database is away"
 
 
 def _bring_up() -> None:
@@ -109,22 +129,21 @@ def _describe(source: CsvSource) -> None:
 
 @contextmanager
 def _rejects(path: Path, source: CsvSource) -> Iterator[Callable[[Refusal], None]]:
-    """Yield what writes a row and its fault to the file; no file is left if none was written."""
-    written = 0
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, delimiter=source.delimiter)
-        writer.writerow(["line", "reason", *source.header])
+    """Yield what writes a row and its fault to the file, which is made for the first of them."""
+    if path.is_file():
+        path.unlink()  # of an earlier run
+    with ExitStack() as stack:
+        writer: Any = None
 
         def reject(refusal: Refusal) -> None:
-            nonlocal written
-            written += 1
+            nonlocal writer
+            if writer is None:
+                file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+                writer = csv.writer(stack.enter_context(file), delimiter=source.delimiter)
+                writer.writerow(["line", "reason", *source.header])
             writer.writerow([refusal.row.line, refusal.reason, *refusal.row.cells])
 
-        try:
-            yield reject
-        finally:
-            if not written:
-                path.unlink()
+        yield reject
 
 
 @contextmanager
@@ -195,8 +214,8 @@ def export_command(file: str, delimiter: str) -> None:
                 if time.monotonic() - shown >= PROGRESS_EVERY:
                     shown = time.monotonic()
                     click.echo(f"exported {written} so far", err=True)
-    except (RollcallError, SQLAlchemyError, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    except (RollcallError, SQLAlchemyError, OSError, UnicodeError) as error:
+        raise click.ClickException(_words(error)) from None
     click.echo(f"Exported {written} employees.", err=True)
 
 
@@ -205,6 +224,10 @@ def _whole(path: str) -> Iterator[TextIO]:
     """Yield what to write to; a file takes its place when all of it is written."""
     if path == "-":
         yield sys.stdout
+        return
+    if Path(path).exists() and not Path(path).is_file():  # a pipe, or a device
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            yield file
         return
     part = Path(f"{path}.part")
     try:
