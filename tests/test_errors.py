@@ -243,6 +243,7 @@ def test_a_body_of_unannounced_length_is_read_only_where_the_server_ends_it(
             "/api/v1/departments",
             input_stream=io.BytesIO(b'{"name": "Unannounced"}'),
             content_type="application/json",
+            headers={"Transfer-Encoding": "chunked"},
             environ_overrides={"wsgi.input_terminated": ends},
         )
         assert answer.status_code == status
