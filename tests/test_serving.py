@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from app.worker import Worker
+from tests.conftest import empty
 from tests.ledger import stored, verify
 from tests.load import under_load
-from tests.races import terminate_backends
-from tests.serving import Service, serving, serving_as_it_is
+from tests.races import terminate_backends, together
+from tests.serving import Service, exchange, serving, serving_as_it_is
 
 
 @pytest.fixture
@@ -170,3 +175,40 @@ def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A service that several tests share."""
     with serving(tmp_path_factory.mktemp("service"), DATABASE_URL=guarded_url) as service:
         yield service
+
+
+def test_batches_and_single_creates_do_not_starve_each_other(
+    either_url: str, tmp_path: Path
+) -> None:
+    """Two clients send batches of a thousand back to back, six single employees: all get on."""
+    over = threading.Event()
+
+    def send(number: int, path: str, size: int) -> list[tuple[int, float]]:
+        """Send new employees until it is over; return each status and how many seconds it took."""
+        answers = []
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        with closing(connection):
+            for sent in itertools.takewhile(lambda sent: not over.is_set(), itertools.count()):
+                items = [
+                    {"name": f"{path} {number} {sent} {at}", "department_id": 1}
+                    for at in range(size)
+                ]
+                began = time.monotonic()
+                body = {"items": items} if size > 1 else items[0]
+                status, _ = exchange(connection, "POST", f"/api/v1/{path}", body)
+                answers.append((status, time.monotonic() - began))
+        return answers
+
+    with serving_as_it_is(either_url, tmp_path) as service:
+        empty(either_url)
+        service.call("POST", "/api/v1/departments", {"name": "D"})
+        senders = [partial(send, number, "employees/batch", 1000) for number in range(2)]
+        senders += [partial(send, number, "employees", 1) for number in range(6)]
+        threading.Timer(3, over.set).start()
+        *batches, one, two, three, four, five, six = together(senders)
+
+    singles = [one, two, three, four, five, six]
+    assert {status for answers in batches for status, _ in answers} == {200}
+    assert {status for answers in singles for status, _ in answers} == {201}
+    assert all(batches)
+    assert all(singles)
