@@ -56,7 +56,8 @@ def _served(peer: Peer) -> str:
     """Return the command, without the folder that its program is in."""
     if not peer.command:
         return ""
-    return f"`{' '.join((Path(peer.command[0]).name, *peer.command[1:]))}`"
+    words = (Path(word).name if word.startswith("/") else word for word in peer.command)
+    return f"`{' '.join(words)}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
