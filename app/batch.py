@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.call import Call
 from app.errors import NotStored
 from app.natural_key import columns_of
-from app.statement import ManyShape, plan_for_many
+from app.statement import ManyShape, given_parameter, key_parameter, plan_for_many
 from app.transactions import LOCK_NOT_AVAILABLE, RetryPolicy, limits, sqlstate
 
 Row = Mapping[str, Any]
@@ -98,11 +98,11 @@ def _arrays(shape: ManyShape, calls: Sequence[Call]) -> dict[str, list[Any]]:
     for part, most in enumerate(shape.spellings):
         texts = [call.key[part] for call in calls]
         for number in range(most):
-            arrays[f"key_{part}_{number}"] = [
+            arrays[key_parameter(part, number)] = [
                 text[number] if number < len(text) else next(iter(text), None) for text in texts
             ]
     for number, name in enumerate(shape.given):
-        arrays[f"given_{number}"] = [call.given.get(name) for call in calls]
+        arrays[given_parameter(number)] = [call.given.get(name) for call in calls]
     arrays["token"] = [call.token for call in calls]
     return arrays
 

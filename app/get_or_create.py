@@ -123,7 +123,6 @@ class GetOrCreateMixin:
         """
         calls = [read_call(cls, **item) for item in items]
         indexes = race_indexes(inspect(cls).local_table.name)
-
         engine: Engine = _ask(cls.__binding__.engine)
 
         def work(session: Session, unanswered: list[Row] | None) -> list[Row]:

@@ -92,16 +92,26 @@ def _needed(
     return {name: convert for name, convert in processors if convert is not None}
 
 
+def key_parameter(part: int, spelling: int) -> str:
+    """Return the name of the parameter for a spelling of a part of the key."""
+    return f"key_{part}_{spelling}"
+
+
+def given_parameter(number: int) -> str:
+    """Return the name of the parameter for a further column."""
+    return f"given_{number}"
+
+
 def _parameters(model: type[Any], spellings: Sequence[int], given: Sequence[str]) -> dict[str, str]:
     """Return the attribute that each parameter of a statement is a value of."""
     names = {
-        f"key_{part}_{number}": attribute
+        key_parameter(part, number): attribute
         for part, (attribute, count) in enumerate(
             zip(model.__natural_key__, spellings, strict=True)
         )
         for number in range(count)
     }
-    names |= {f"given_{number}": attribute for number, attribute in enumerate(given)}
+    names |= {given_parameter(number): attribute for number, attribute in enumerate(given)}
     return names | {"token": "creation_token"}
 
 
@@ -124,7 +134,7 @@ class Shape(NamedTuple):
     model: type[Any]
     spellings: tuple[int, ...]  # of each part of the natural key: 0 is NULL
     given: tuple[str, ...]  # the further columns that have a value
-    by_token: bool = False
+    by_token: bool
 
 
 def shape_of(model: type[Any], call: Call, by_token: bool) -> Shape:
@@ -136,8 +146,9 @@ def values_of(call: Call) -> dict[str, Any]:
     """Return the values of a call by parameter."""
     values: dict[str, Any] = {"token": call.token}
     for part, texts in enumerate(call.key):
-        values |= {f"key_{part}_{number}": text for number, text in enumerate(texts)}
-    return values | {f"given_{number}": value for number, value in enumerate(call.given.values())}
+        values |= {key_parameter(part, number): text for number, text in enumerate(texts)}
+    given = enumerate(call.given.values())
+    return values | {given_parameter(number): value for number, value in given}
 
 
 @lru_cache(maxsize=1024)
@@ -238,10 +249,10 @@ class ManyShape(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_for_many(shape: ManyShape, dialect: Dialect) -> Plan:
     """Compile the statement of a list, once."""
-    returned = {name: columns_of(shape.model)[name] for name in shape.returned}
     columns = columns_of(shape.model)
     statement = build_many(shape)
     types = {name: ARRAY(columns[of].type) for name, of in shape.parameters.items()}
+    returned = {name: columns[name] for name in shape.returned}
     return _compile(statement, types, returned, dialect)
 
 

@@ -6,13 +6,14 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, create_engine, func, make_url, select, text
+from sqlalchemy import Connection, Engine, create_engine, func, make_url, select, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from app import create_app
@@ -26,9 +27,9 @@ from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Ta
 numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
-    """The server; fsync is off, which keeps every commit through kill -9 of its processes."""
+@contextmanager
+def private_server() -> Iterator[EmbeddedServer]:
+    """Run a server; fsync is off, which keeps every commit through kill -9 of its processes."""
     folder = Path(tempfile.mkdtemp(prefix="rollcall-tests-"))
     folder.chmod(0o755)  # as root the server runs as another user, who has to get in
     server = EmbeddedServer(folder, settings={"fsync": "off"})
@@ -36,6 +37,13 @@ def server() -> Iterator[EmbeddedServer]:
     yield server
     server.release()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """The server of the run."""
+    with private_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +129,19 @@ def empty(url: str) -> None:
 def count(model: type[Any]) -> int:
     """Return how many rows the model's table has, as the session at hand sees it."""
     return db.session.scalar(select(func.count()).select_from(model)) or 0
+
+
+@contextmanager
+def stranger_with_a_tag(own: Engine) -> Iterator[Connection]:
+    """Put a constraint on the key of tags; yield a stranger who has inserted one, uncommitted."""
+    with own.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE tag ADD UNIQUE (scope_name, label)")
+    with own.connect() as stranger:
+        columns = "scope_name, label, scalar, called, expression, numbered, color"
+        stranger.exec_driver_sql(
+            f"INSERT INTO tag ({columns}) VALUES ('a', 1, 's', 0, now(), 0, 'c')"
+        )
+        yield stranger
 
 
 def waits(engine: Engine) -> int:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -47,18 +44,6 @@ class Site:
         empty(self.url)
         with under_load(self.service, clients) as load:
             yield load
-
-
-@contextmanager
-def private_server() -> Iterator[EmbeddedServer]:
-    """Run a server of the test's own, which it may ill-treat; a kill -9 loses no commit."""
-    folder = Path(tempfile.mkdtemp(prefix="rollcall-faults-"))
-    folder.chmod(0o755)  # as root the server runs as another user, who has to get in
-    server = EmbeddedServer(folder, settings={"fsync": "off"})
-    server.attach()
-    yield server
-    server.release()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_postmaster(server: EmbeddedServer) -> None:

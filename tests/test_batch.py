@@ -23,7 +23,7 @@ from app.errors import NotStored
 from app.models import Department, Employee
 from app.natural_key import normalise
 from app.transactions import RetryPolicy
-from tests.conftest import count, waits
+from tests.conftest import count, stranger_with_a_tag, waits
 from tests.other_models import Badge, Basket, Car, Legacy, Stamp, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_held, together
@@ -366,13 +366,7 @@ def test_a_lost_reply_to_the_commit_does_not_make_created_wrong(
 
 def test_a_unique_constraint_that_the_key_had_before_is_a_race_too(own: Engine) -> None:
     """A stranger's row is committed while the list waits for it: found, not refused."""
-    with own.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE tag ADD UNIQUE (scope_name, label)")
-    with own.connect() as stranger, ThreadPoolExecutor() as pool:
-        columns = "scope_name, label, scalar, called, expression, numbered, color"
-        stranger.exec_driver_sql(
-            f"INSERT INTO tag ({columns}) VALUES ('a', 1, 's', 0, now(), 0, 'c')"
-        )
+    with stranger_with_a_tag(own) as stranger, ThreadPoolExecutor() as pool:
         items = [{"scope": "a", "label": label} for label in (1, 2)]
         ours = pool.submit(lambda: [new for _, new in Tag.get_or_create_many(items)])
         eventually(lambda: waits(own) == 1)

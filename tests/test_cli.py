@@ -13,6 +13,7 @@ from flask import Flask
 from sqlalchemy import create_engine
 
 ROOT = Path(__file__).parent.parent
+FLASK = str(Path(sys.executable).with_name("flask"))
 
 
 def flask(
@@ -20,7 +21,7 @@ def flask(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command as an operator does."""
     return subprocess.run(
-        [str(Path(sys.executable).with_name("flask")), *arguments],
+        [FLASK, *arguments],
         cwd=project,
         env={**os.environ, **environment},
         capture_output=True,

@@ -23,7 +23,7 @@ from app.models import NATURAL_KEYS, Department, Employee
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests import faults
-from tests.conftest import empty, unguard
+from tests.conftest import empty, private_server, unguard
 from tests.faults import Site
 from tests.ledger import CUT, REFUSED, Answer, Key, Row, Stored, stored, verify
 from tests.load import Load, close_if_stale, post, under_load
@@ -38,7 +38,7 @@ IMPATIENT = {"ROLLCALL_LOCK_TIMEOUT": "0.2", "ROLLCALL_RETRY_DEADLINE": "1"}
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[EmbeddedServer]:
     """A server that may be killed and set as tests please."""
-    with faults.private_server() as server:
+    with private_server() as server:
         yield server
 
 

@@ -31,7 +31,7 @@ from app.db import db
 from app.errors import ContentionError
 from app.models import Department, Employee
 from app.natural_key import normalise
-from tests.conftest import count, waits
+from tests.conftest import count, stranger_with_a_tag, waits
 from tests.other_models import Fussy, Legacy, Tag
 from tests.proxy import lossy_proxy
 from tests.races import eventually, inserts_meet, together
@@ -395,13 +395,7 @@ def test_a_default_that_reads_its_context_is_a_type_error(own: Engine) -> None:
 
 def test_a_unique_constraint_that_the_key_had_before_is_a_race_too(own: Engine) -> None:
     """A stranger's row is committed while we wait for it: found, not refused."""
-    with own.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE tag ADD UNIQUE (scope_name, label)")
-    with own.connect() as stranger, ThreadPoolExecutor() as pool:
-        columns = "scope_name, label, scalar, called, expression, numbered, color"
-        stranger.exec_driver_sql(
-            f"INSERT INTO tag ({columns}) VALUES ('a', 1, 's', 0, now(), 0, 'c')"
-        )
+    with stranger_with_a_tag(own) as stranger, ThreadPoolExecutor() as pool:
         ours = pool.submit(lambda: Tag.get_or_create(scope="a", label=1)[1])
         eventually(lambda: waits(own) == 1)
         stranger.commit()

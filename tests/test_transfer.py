@@ -31,7 +31,6 @@ from tests.conftest import count, empty
 from tests.races import eventually
 from tests.test_cli import ROOT, flask
 
-FLASK = str(Path(sys.executable).with_name("flask"))
 HEADER = "name,department,title,email,hired_on\n"
 GOOD = HEADER + (
     "Ann Lee,Sales,Chief,ann@example.org,2020-02-01\n"
@@ -226,27 +225,30 @@ def test_a_database_that_cannot_be_brought_up_is_said_so(
     assert "Traceback" not in result.stderr
 
 
-def numbered(count: int, start: int = 0) -> str:
-    rows = (
-        f"Person {number},Department {number % 7},,,\n" for number in range(start, start + count)
-    )
+def numbered(count: int) -> str:
+    rows = (f"Person {number},Department {number % 7},,,\n" for number in range(count))
     return HEADER + "".join(rows)
+
+
+def fail_at_third(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], object]) -> None:
+    """Have the third part of an import end otherwise than by being stored."""
+    real, calls = directory.create_employees, []
+
+    def create(items: Any) -> Any:
+        calls.append(len(items))
+        if len(calls) == 3:
+            fail()
+        return real(items)
+
+    monkeypatch.setattr("app.directory.create_employees", create)
 
 
 def test_a_fault_that_is_no_rows_stops_it_and_a_second_run_goes_on(
     runner: FlaskCliRunner, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database goes away in the middle: what was stored is counted, and nobody is rejected."""
-    real, calls = directory.create_employees, []
-
-    def fails_at_third(items: Any) -> Any:
-        calls.append(len(items))
-        if len(calls) == 3:
-            db.session.execute(text("SELECT 1/0 FROM pg_sleep(0)"))
-        return real(items)
-
+    fail_at_third(monkeypatch, lambda: db.session.execute(text("SELECT 1/0 FROM pg_sleep(0)")))
     monkeypatch.setattr("app.transfer.REFUSALS", frozenset())
-    monkeypatch.setattr("app.directory.create_employees", fails_at_third)
     result = import_text(runner, folder, numbered(2500))
     assert result.exit_code == 1
     assert "Read 2000, created 2000, existing 0, rejected 0" in result.stdout
@@ -292,15 +294,11 @@ def test_ctrl_c_stops_it_with_a_summary(
     runner: FlaskCliRunner, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was stored is counted, and the exit status is that of shells."""
-    real, calls = directory.create_employees, []
 
-    def interrupted_at_third(items: Any) -> Any:
-        calls.append(len(items))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(items)
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.directory.create_employees", interrupted_at_third)
+    fail_at_third(monkeypatch, interrupt)
     result = import_text(runner, folder, numbered(2500))
     assert result.exit_code == 130
     assert "Read 2000, created 2000" in result.stdout

@@ -19,11 +19,10 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import transfer
+from app.cli.init_db import bring_up
 from app.csv_source import CsvSource, open_csv
-from app.database import bootstrap_database
 from app.errors import RollcallError, UnusableFile
 from app.transfer import Refusal, Totals
-from migrations_bootstrap import BootstrapError
 
 group = AppGroup("employees", help="Import employees from CSV files, and export them.")
 
@@ -73,7 +72,7 @@ def import_command(
     are stored a thousand at a time. You may stop it and run it again: employees who are there
     already stay as they are.
     """
-    _bring_up()
+    bring_up()
     name = getattr(file, "name", "<stdin>")
     path = rejects or Path(f"{name}.rejects.csv" if Path(name).is_file() else "rejects.csv")
     _check_rejects(path, file)
@@ -113,14 +112,6 @@ def _words(error: Exception) -> str:
     return said or "the database is away"
 
 
-def _bring_up() -> None:
-    """Bring the database up, as gunicorn does when it starts."""
-    try:
-        bootstrap_database()
-    except BootstrapError as error:
-        raise click.ClickException(str(error)) from None
-
-
 def _describe(source: CsvSource) -> None:
     ignored = [name for name in source.header if name not in transfer.schema.fields]
     note = f"; ignored columns: {', '.join(ignored)}" if ignored else ""
@@ -150,7 +141,8 @@ def _rejects(path: Path, source: CsvSource) -> Iterator[Callable[[Refusal], None
 def _progress(path: Path, file: BinaryIO) -> Iterator[Show]:
     """Yield what shows how far it is: a bar on a terminal, a line now and then elsewhere."""
     if not (path.is_file() and sys.stderr.isatty()):
-        yield _lines()
+        say = _now_and_then()
+        yield lambda totals: say(f"{_counts(totals)} so far")
         return
     with click.progressbar(
         length=path.stat().st_size, file=sys.stderr, item_show_func=_short
@@ -167,16 +159,17 @@ def _short(totals: Totals | None) -> str:
     return "" if totals is None else f"{totals.read} rows, {totals.rejected} rejected"
 
 
-def _lines() -> Show:
-    shown = time.monotonic()
+def _now_and_then() -> Callable[[str], None]:
+    """Return what prints a line, unless it printed another just now."""
+    printed = time.monotonic()
 
-    def show(totals: Totals) -> None:
-        nonlocal shown
-        if time.monotonic() - shown >= PROGRESS_EVERY:
-            shown = time.monotonic()
-            click.echo(f"{_counts(totals)} so far", err=True)
+    def say(line: str) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= PROGRESS_EVERY:
+            printed = time.monotonic()
+            click.echo(line, err=True)
 
-    return show
+    return say
 
 
 def _counts(totals: Totals) -> str:
@@ -206,14 +199,12 @@ def export_command(file: str, delimiter: str) -> None:
 
     FILE appears when it is complete, and only then.
     """
-    _bring_up()
-    written, shown = 0, time.monotonic()
+    bring_up()
+    written, say = 0, _now_and_then()
     try:
         with _whole(file) as output:
             for written in transfer.export_employees(output, delimiter or ","):
-                if time.monotonic() - shown >= PROGRESS_EVERY:
-                    shown = time.monotonic()
-                    click.echo(f"exported {written} so far", err=True)
+                say(f"exported {written} so far")
     except (RollcallError, SQLAlchemyError, OSError, UnicodeError) as error:
         raise click.ClickException(_words(error)) from None
     click.echo(f"Exported {written} employees.", err=True)

@@ -21,14 +21,19 @@ def init_db(as_json: bool) -> None:
 
     Adds what is missing, changes no row, and can be run again at any time.
     """
-    try:
-        outcome = bootstrap_database(adopt=True, count=True)
-    except BootstrapError as error:
-        raise click.ClickException(str(error)) from None
+    outcome = bring_up(adopt=True, count=True)
     if as_json:
         click.echo(json.dumps({**asdict(outcome), "changed": outcome.changed}))
     else:
         click.echo("\n".join(_report(outcome)))
+
+
+def bring_up(**options: bool) -> Bootstrap:
+    """Bring the database up for a command, which ends with the bootstrap's line if that fails."""
+    try:
+        return bootstrap_database(**options)
+    except BootstrapError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _report(outcome: Bootstrap) -> Iterator[str]:

@@ -14,7 +14,7 @@ from app.models import NATURAL_KEYS
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests import faults
-from tests.conftest import unguard
+from tests.conftest import private_server, unguard
 from tests.faults import Site
 from tests.ledger import CUT, stored, verify
 from tests.load import Load
@@ -25,7 +25,7 @@ MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
-    with faults.private_server() as server:
+    with private_server() as server:
         yield server
 
 
