@@ -16,7 +16,13 @@ from sqlalchemy.orm import Session
 from app.call import Call
 from app.errors import NotStored
 from app.natural_key import columns_of
-from app.statement import ManyShape, given_parameter, key_parameter, plan_for_many
+from app.statement import (
+    ManyShape,
+    given_parameter,
+    key_parameter,
+    plan_for_many,
+    sql_name,
+)
 from app.transactions import LOCK_NOT_AVAILABLE, RetryPolicy, limits, sqlstate
 
 Row = Mapping[str, Any]
@@ -136,7 +142,8 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-LOCK_WAIT = 0.25
+LOCK_WAIT = 0.25  # seconds
+LOCK_TRIES = 3
 
 
 def keep_writers_out(session: Session, policy: RetryPolicy, *models: type[Any]) -> None:
@@ -146,20 +153,23 @@ def keep_writers_out(session: Session, policy: RetryPolicy, *models: type[Any]) 
     of somebody else to conflict with it (manual, "Serializable Isolation Level"). The lock keeps
     lists and single creates from starving each other; what keeps the rows unique is SERIALIZABLE
     alone. So nobody waits long for it: not for a VACUUM or an index that is being built, which hold
-    it off, and not the writers who queue behind us.
+    it off, and not the writers who queue behind us, who get their turn between two tries.
 
     To be the first statement of the transaction: its snapshot is then taken after the others have
     committed.
     """
-    preparer = session.get_bind().dialect.identifier_preparer
-    tables = ", ".join(preparer.format_table(inspect(model).local_table) for model in models)
+    dialect = session.get_bind().dialect
+    tables = ", ".join(sql_name(inspect(model).local_table, dialect) for model in models)
     connection = session.connection()
-    try:
-        connection.exec_driver_sql(
-            f"SAVEPOINT unlocked; {limits(replace(policy, lock_timeout=LOCK_WAIT))}"
-            f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE; {limits(policy)}"
-        )
-    except OperationalError as error:
-        if sqlstate(error) != LOCK_NOT_AVAILABLE:
-            raise
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unlocked")
+    connection.exec_driver_sql("SAVEPOINT unlocked")
+    for _ in range(LOCK_TRIES):
+        try:
+            connection.exec_driver_sql(
+                f"{limits(replace(policy, lock_timeout=LOCK_WAIT))}"
+                f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE; {limits(policy)}"
+            )
+            return
+        except OperationalError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unlocked")

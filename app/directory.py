@@ -29,7 +29,7 @@ from app.errors import (
     RecordNotFound,
 )
 from app.get_or_create import find_or_create, race_indexes
-from app.models import Department, Employee, Record
+from app.models import RECORDS, Department, Employee, Record
 from app.natural_key import canonical, normalise, spellings
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -233,7 +233,7 @@ def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRe
             setattr(record, name, normalise(value))
         return record
 
-    return _run(work)
+    return _run(work, AFTER_LISTS)
 
 
 def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
@@ -255,17 +255,18 @@ def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
         return id
 
     try:
-        _run(work)
+        _run(work, AFTER_LISTS)
     except IntegrityError as error:
         if transactions.sqlstate(error) != FOREIGN_KEY_VIOLATION:
             raise
         raise RecordInUse(model.__name__, id) from error
 
 
-def _run(work: Callable[[Session, Result | None], Result]) -> Result:
-    return transactions.run(db.engine, work, request_policy(), RACE_INDEXES)
+def _run(work: Callable[[Session, Result | None], Result], beginning: str = "") -> Result:
+    return transactions.run(db.engine, work, request_policy(), RACE_INDEXES, beginning)
 
 
+AFTER_LISTS = transactions.after_lists(model.__tablename__ for model in RECORDS)
 RACE_INDEXES = race_indexes(Department.__tablename__) | race_indexes(Employee.__tablename__)
 
 

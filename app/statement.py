@@ -18,6 +18,7 @@ from sqlalchemy import (
     FromClause,
     Select,
     String,
+    Table,
     Text,
     TypeDecorator,
     and_,
@@ -36,7 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from app.call import Call
 from app.natural_key import canonical, columns_of, equals
-from app.transactions import StatementText
+from app.transactions import StatementText, after_lists
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,20 @@ def _compile(
     """Compile a statement, given the types of its parameters and the columns that it returns."""
     compiled = statement.compile(dialect=dialect)
     columns = {name: column.type for name, column in returned.items()}
+    tables = {sql_name(column.table, dialect) for column in returned.values()}
     return Plan(
-        text=StatementText(str(compiled), tuple(compiled.params)),
+        text=StatementText(str(compiled), tuple(compiled.params), after_lists(tables)),
         fixed={name: value for name, value in compiled.params.items() if name not in types},
         bind=_needed(types, lambda kind: kind.bind_processor(dialect), dialect),
         names=tuple(columns),
         result=_needed(columns, lambda kind: kind.result_processor(dialect, None), dialect),
     )
+
+
+def sql_name(table: FromClause, dialect: Dialect) -> str:
+    """Return how a table is called in SQL."""
+    assert isinstance(table, Table)  # noqa: S101 - a mapped column's is; tells mypy so
+    return dialect.identifier_preparer.format_table(table)
 
 
 def _needed(

@@ -16,7 +16,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -161,13 +161,15 @@ def run(
     work: Callable[[Session, Result | None], Result],
     policy: RetryPolicy,
     race_indexes: Collection[str] = (),
+    beginning: str = "",
 ) -> Result:
     """Run ``work(session, unanswered)`` in a transaction of its own at SERIALIZABLE, and commit.
 
     Each attempt gets a new session, closed on every way out. ``unanswered`` is what the work
     returned in an earlier attempt whose COMMIT got no reply, and None otherwise: that commit may
     have happened, so that, say, a deletion which now finds nothing knows that it was the one.
-    Objects stay loaded after the commit. Raises what the work raises, and see :func:`retry`.
+    ``beginning`` is SQL to begin with, such as :func:`after_lists` gives. Objects stay loaded after
+    the commit. Raises what the work raises, and see :func:`retry`.
     """
     unanswered: Result | None = None
 
@@ -179,7 +181,7 @@ def run(
             Session(connection, expire_on_commit=False) as session,
         ):
             # By way of the session: it commits only a transaction that it began itself.
-            session.connection().exec_driver_sql(f"{SERIALIZABLE}{limits(policy)}")
+            session.connection().exec_driver_sql(f"{SERIALIZABLE}{limits(policy)}{beginning}")
             result = work(session, unanswered)
             session.flush()
             try:
@@ -197,10 +199,12 @@ class StatementText:
     """A statement as the driver takes it, and as it is sent to be prepared on the server.
 
     The name that it is prepared under says what it is, so that it means the same on each
-    connection, also where a pooler passes several off as one.
+    connection, also where a pooler passes several off as one. ``beginning`` goes before it in its
+    transaction.
     """
 
-    def __init__(self, sql: str, parameters: Sequence[str]) -> None:
+    def __init__(self, sql: str, parameters: Sequence[str], beginning: str = "") -> None:
+        self.beginning = beginning
         numbered = {name: f"${number}" for number, name in enumerate(parameters, 1)}
         body = sql % numbered
         self.name = f"rollcall_{sha256(body.encode()).hexdigest()[:16]}"
@@ -234,7 +238,7 @@ def execute(
         try:
             with _leaving_read_only_servers(engine, connection, number):
                 try:
-                    return _send(connection, beginning, text, parameters)
+                    return _send(connection, beginning + text.beginning, text, parameters)
                 except engine.dialect.loaded_dbapi.Error as error:
                     raise _wrapped(engine, connection, text.sql, parameters, error) from error
         finally:
@@ -361,6 +365,17 @@ def _borrow(engine: Engine) -> PoolProxiedConnection:
 # A table of a few rows is scanned sequentially even where it has an index, and that locks the whole
 # relation against every insert: hence enable_seqscan.
 SERIALIZABLE = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SET LOCAL enable_seqscan = off; "
+
+
+def after_lists(tables: Iterable[str]) -> str:
+    """Return the SQL that waits for whoever is storing a list in the tables, given as SQL names.
+
+    An INSERT takes this lock too, but its snapshot is older than its wait: it does not see what the
+    list has stored, loses to it, and then waits for the next list. A LOCK takes no snapshot. Beside
+    two senders of lists single creates lost up to 14 times in succession without it, and 4 with it;
+    it costs some 2 µs.
+    """
+    return f"LOCK TABLE {', '.join(tables)} IN ROW EXCLUSIVE MODE; "
 
 
 def limits(policy: RetryPolicy) -> str:
