@@ -58,6 +58,10 @@ class UnusableFile(RollcallError):
     """A file cannot be read as what it should be; ``str(error)`` ends a sentence on the file."""
 
 
+class UnknownTable(RollcallError):
+    """A table or column that was named is not there; ``str(error)`` says which."""
+
+
 class RecordError(RollcallError):
     """An error about one record: ``record`` is the model's name, ``id`` the row's."""
 

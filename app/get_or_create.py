@@ -62,9 +62,13 @@ class GetOrCreateMixin:
     primary key of one column. The mixin brings two columns: ``duplicate_of_id``, empty in the
     canonical row of a key, and ``creation_token``, which says which call created the row. Declare
     ``duplicate_of_id`` again to give it another type, or the foreign key that it is.
+
+    ``__bookkeeping__`` names attributes that say nothing of what a row stands for, such as when it
+    was made: rows of one key that differ in them alone are the same.
     """
 
     __natural_key__: ClassVar[tuple[str, ...]]
+    __bookkeeping__: ClassVar[tuple[str, ...]] = ()
     __binding__: ClassVar[Binding]
 
     duplicate_of_id: Mapped[int | None] = mapped_column(BigInteger)

@@ -22,6 +22,7 @@ class Record(GetOrCreateMixin, db.Model):  # type: ignore[misc,name-defined]
     """
 
     __abstract__ = True
+    __bookkeeping__ = ("created_at", "updated_at")
     # Fetch what the database sets on UPDATE with the UPDATE: the instance outlives its session.
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - SQLAlchemy's own convention
 

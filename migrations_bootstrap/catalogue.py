@@ -13,7 +13,7 @@ from migrations_bootstrap.errors import BootstrapError
 
 @dataclass(frozen=True)
 class Table:
-    """A relation found on the search_path by its bare name."""
+    """A relation, found on the search_path by its bare name unless its schema was given."""
 
     oid: int
     schema: str
@@ -80,7 +80,7 @@ TABLE = text("""
            has_schema_privilege(n.oid, 'CREATE'),
            row_security_active(c.oid)
       FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-     WHERE c.oid = to_regclass(quote_ident(:name))
+     WHERE c.oid = to_regclass(concat(quote_ident(:schema) || '.', quote_ident(:name)))
 """)
 
 COLUMNS = text("""
@@ -120,9 +120,9 @@ INDEXES = text("""
 """)
 
 
-def find_table(connection: Connection, name: str) -> Table | None:
-    """Return what `name` stands for on the search_path, None where it stands for nothing."""
-    row = connection.execute(TABLE, {"name": name}).one_or_none()
+def find_table(connection: Connection, name: str, schema: str | None = None) -> Table | None:
+    """Return what `name` stands for, on the search_path or in a schema; None: for nothing."""
+    row = connection.execute(TABLE, {"name": name, "schema": schema}).one_or_none()
     return None if row is None else Table(*row)
 
 

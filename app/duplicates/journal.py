@@ -1,0 +1,232 @@
+"""The journal: who merged what and when, and every row that was changed as it was before.
+
+Two tables beside those that they are about. An entry is one transaction's work. Its changes are
+numbered by step: a step changes the same columns of some rows of one table, so that an entry is
+undone by undoing its steps in reverse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from app.duplicates.tables import KeyedTable, Reference, literal, quote
+from app.transactions import sqlstate
+
+MARK, MERGE, PURGE = "mark", "merge", "purge"
+
+# Rows are kept as JSON, in which a time has the zone of the session.
+ONE_TIME_ZONE = "SET LOCAL timezone = 'UTC'; "
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS {schema}.rollcall_merge (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_rollcall_merge PRIMARY KEY,
+    action text NOT NULL,
+    table_name text NOT NULL,
+    kept jsonb,
+    duplicates jsonb NOT NULL,
+    made_by text NOT NULL DEFAULT session_user,
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    undone_by text,
+    undone_at timestamptz,
+    purged_at timestamptz
+);
+CREATE TABLE IF NOT EXISTS {schema}.rollcall_change (
+    merge_id bigint NOT NULL CONSTRAINT fk_rollcall_change_merge_id_rollcall_merge
+        REFERENCES {schema}.rollcall_merge (id),
+    step integer NOT NULL,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    table_name text NOT NULL,
+    row_key jsonb,
+    before jsonb NOT NULL,
+    after jsonb,
+    CONSTRAINT pk_rollcall_change PRIMARY KEY (merge_id, step, number)
+);
+"""
+# Of two who create it at once: pg_type_typname_nsp_index, duplicate table, duplicate object.
+CREATED_MEANWHILE = ("23505", "42P07", "42710")
+
+
+def create(engine: Engine, table: KeyedTable) -> None:
+    """Create the journal beside the table, if it is not there yet."""
+    with engine.connect() as connection:
+        if exists(connection, table):
+            return
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(CREATE.format(schema=table.schema))
+    except DBAPIError as error:
+        if sqlstate(error) not in CREATED_MEANWHILE:
+            raise
+
+
+def exists(connection: Connection, table: KeyedTable) -> bool:
+    """Tell whether there is a journal beside the table."""
+    name = f"{table.schema}.rollcall_change"
+    return connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is not None
+
+
+def merged_ids(table: KeyedTable) -> str:
+    """Return a query of the ids of rows that have been merged into another."""
+    return (
+        f"SELECT CAST(merged.id AS {table.id_type}) FROM {table.schema}.rollcall_merge AS e,"
+        " jsonb_array_elements_text(e.duplicates) AS merged (id)"
+        f" WHERE e.action = '{MERGE}' AND e.table_name = %(table)s AND e.undone_at IS NULL"
+    )
+
+
+class Change(NamedTuple):
+    """One row's change: the row, by its identity, and the changed columns before and after."""
+
+    row_key: Mapping[str, Any]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the journal says of one transaction."""
+
+    id: int
+    action: str
+    table: str
+    kept: Any
+    duplicates: Sequence[Any]
+    made_by: str
+    made_at: datetime
+    undone_at: datetime | None
+    purged_at: datetime | None
+
+
+class Journal:
+    """Changes rows, and writes down how to take that back. Used within one transaction."""
+
+    def __init__(self, connection: Connection, table: KeyedTable) -> None:
+        self.connection = connection
+        self.schema = table.schema
+        self.entry = 0
+        self.step = 0
+
+    def begin(self, action: str, table: KeyedTable, kept: Any, duplicates: Iterable[Any]) -> int:
+        """Make the entry that the changes to come belong to, and return its id."""
+        self.entry = self.connection.exec_driver_sql(
+            f"INSERT INTO {self.schema}.rollcall_merge (action, table_name, kept, duplicates)"
+            " VALUES (%(action)s, %(table)s, %(kept)s, %(duplicates)s) RETURNING id",
+            {
+                "action": action,
+                "table": table.name,
+                "kept": json.dumps(kept),
+                "duplicates": json.dumps(list(duplicates)),
+            },
+        ).scalar_one()
+        return self.entry
+
+    def change(self, table: str, changes: Sequence[Change]) -> int:
+        """Change rows of a table, the same columns of each, and return how many they are."""
+        if not changes:
+            return 0
+        self.connection.exec_driver_sql(
+            _change_sql(self.schema, table, tuple(changes[0].row_key), tuple(changes[0].after)),
+            {**self._next_step(table), "changes": json.dumps([one._asdict() for one in changes])},
+        )
+        return len(changes)
+
+    def repoint(
+        self,
+        reference: Reference,
+        target: KeyedTable,
+        old: Mapping[str, Any],
+        new: Mapping[str, Any],
+        skip: Sequence[Mapping[str, Any]] = (),
+    ) -> int:
+        """Have rows that refer to one row refer to another; return how many they are.
+
+        The rows are given by the columns that are referred to. ``skip`` are identities.
+        """
+        result = self.connection.exec_driver_sql(
+            _repoint_sql(self.schema, reference, target.table, bool(skip)),
+            {
+                **self._next_step(reference.table),
+                "old": json.dumps(old),
+                "new": json.dumps(new),
+                "skip": [json.dumps(one) for one in skip],
+            },
+        )
+        return int(result.rowcount)
+
+    def delete(self, table: KeyedTable, ids: Sequence[Any]) -> int:
+        """Delete rows of a table, keeping what they were; return how many they are."""
+        result = self.connection.exec_driver_sql(
+            f"""
+WITH gone AS (DELETE FROM {table.table} AS t WHERE t.{quote(table.id)} = ANY ({table.ids("ids")})
+              RETURNING jsonb_build_object('{table.id}', t.{quote(table.id)}) AS row_key,
+                        to_jsonb(t) AS before)
+INSERT INTO {self.schema}.rollcall_change (merge_id, step, table_name, row_key, before)
+SELECT %(merge)s, %(step)s, %(table)s, row_key, before FROM gone""",
+            {**self._next_step(table.table), "ids": list(ids)},
+        )
+        return int(result.rowcount)
+
+    def _next_step(self, table: str) -> dict[str, Any]:
+        self.step += 1
+        return {"merge": self.entry, "step": self.step, "table": table}
+
+
+def _change_sql(schema: str, table: str, identity: Sequence[str], columns: Sequence[str]) -> str:
+    """Return the statement that makes changes, given as a JSON array, and journals them."""
+    assignments = ", ".join(f"{quote(name)} = r.{quote(name)}" for name in columns)
+    return f"""
+WITH change AS (
+  SELECT c.* FROM jsonb_to_recordset(CAST(%(changes)s AS jsonb))
+                  AS c (row_key jsonb, before jsonb, after jsonb)),
+done AS (
+  UPDATE {table} AS t SET {assignments}
+    FROM change, jsonb_populate_record(NULL::{table}, row_key || after) AS r,
+         jsonb_populate_record(NULL::{table}, row_key) AS k
+   WHERE {_same("t", "k", identity)})
+INSERT INTO {schema}.rollcall_change (merge_id, step, table_name, row_key, before, after)
+SELECT %(merge)s, %(step)s, %(table)s, row_key, before, after FROM change"""
+
+
+def _same(one: str, other: str, columns: Iterable[str]) -> str:
+    return " AND ".join(f"{one}.{quote(name)} = {other}.{quote(name)}" for name in columns)
+
+
+def _repoint_sql(schema: str, reference: Reference, target: str, skipping: bool) -> str:
+    """Return the statement that repoints rows, given old and new target as JSON.
+
+    A row without an identity is written down as a whole, as it was and as it is.
+    """
+    pairs = list(zip(reference.columns, reference.targets, strict=True))
+    assignments = ", ".join(f"{quote(own)} = n.{quote(of)}" for own, of in pairs)
+    before, after = (
+        ", ".join(f"{literal(own)}, {row}.{quote(of)}" for own, of in pairs) for row in "on"
+    )
+    if reference.identity:
+        row_key = identity_object(reference, "c")
+        images = f"jsonb_build_object({before}) AS before, jsonb_build_object({after}) AS after"
+    else:
+        row_key = "CAST(NULL AS jsonb)"
+        images = f"to_jsonb(c) || jsonb_build_object({before}) AS before, to_jsonb(c) AS after"
+    keep = f" AND {row_key} <> ALL (CAST(%(skip)s AS jsonb[]))" if skipping else ""
+    return f"""
+WITH moved AS (
+  UPDATE {reference.table} AS c SET {assignments}
+    FROM jsonb_populate_record(NULL::{target}, CAST(%(old)s AS jsonb)) AS o,
+         jsonb_populate_record(NULL::{target}, CAST(%(new)s AS jsonb)) AS n
+   WHERE {reference.matches("c", "o")}{keep}
+  RETURNING {row_key} AS row_key, {images})
+INSERT INTO {schema}.rollcall_change (merge_id, step, table_name, row_key, before, after)
+SELECT %(merge)s, %(step)s, %(table)s, row_key, before, after FROM moved"""
+
+
+def identity_object(reference: Reference, alias: str) -> str:
+    """Return what tells a referring row from others, as a JSON object in SQL."""
+    pairs = (f"{literal(name)}, {alias}.{quote(name)}" for name in reference.identity)
+    return f"jsonb_build_object({', '.join(pairs)})"
