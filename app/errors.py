@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class RollcallError(Exception):
@@ -60,6 +61,46 @@ class UnusableFile(RollcallError):
 
 class UnknownTable(RollcallError):
     """A table or column that was named is not there; ``str(error)`` says which."""
+
+
+class GroupChanged(RollcallError):
+    """The rows of a group are not what they were when it was found: look again."""
+
+
+class RowsCollide(RollcallError):
+    """A merge would break a rule of the rows that refer to what is merged; nothing was changed.
+
+    ``collisions`` has a member for each rule and rows: table, reason, rows.
+    """
+
+    def __init__(self, collisions: Sequence[Any]) -> None:
+        super().__init__("; ".join(f"{one.table}: {one.reason}" for one in collisions))
+        self.collisions = collisions
+
+
+class HomonymsFound(RollcallError):
+    """Rows of one key may be different people; ``groups`` are those that nobody has decided on."""
+
+    def __init__(self, groups: Sequence[Any]) -> None:
+        super().__init__(f"{len(groups)} groups may be different people of one name")
+        self.groups = groups
+
+
+class UnknownMerge(RollcallError):
+    """The journal has no such merge."""
+
+    def __init__(self, id: int) -> None:
+        super().__init__(f"there is no merge {id}")
+        self.id = id
+
+
+class CannotUndo(RollcallError):
+    """A merge cannot be taken back; ``reason`` says why. Nothing was changed."""
+
+    def __init__(self, id: int, reason: str) -> None:
+        super().__init__(f"merge {id} cannot be undone: {reason}")
+        self.id = id
+        self.reason = reason
 
 
 class RecordError(RollcallError):

@@ -148,7 +148,12 @@ def foreign_keys(connection: Connection, table: Table) -> list[ForeignKey]:
 
 def indexes(connection: Connection, table: Table) -> dict[str, Index]:
     """Return the indexes by name, those of a failed build too."""
-    rows = connection.execute(INDEXES, {"oid": table.oid})
+    return indexes_of(connection, table.oid)
+
+
+def indexes_of(connection: Connection, oid: int) -> dict[str, Index]:
+    """Return the indexes of the table with this oid, as indexes() does."""
+    rows = connection.execute(INDEXES, {"oid": oid})
     return {
         name: Index(name, primary, usable, Definition(tuple(names), *rest))
         for name, primary, usable, names, *rest in rows

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection
 
 from app.duplicates import journal
-from app.duplicates.tables import KeyedTable, Reference, Tables, literal, quote
+from app.duplicates.tables import KeyedTable, Reference, Tables, blank_as_null, literal, quote
 
 KEEP = ("oldest", "newest", "most-referenced", "most-complete")
 
 Which = Literal["all", "marked", "unmarked"]
 
 AT_ONCE = 500  # groups fetched
+
+
+class Within(NamedTuple):
+    """The rows that refer, by a column of their key, to any of some rows."""
+
+    column: str
+    ids: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ def find_groups(
     *,
     which: Which = "all",
     of: Sequence[Any] | None = None,
+    within: Within | None = None,
 ) -> Iterator[Group]:
     """Yield each group of more than one row, the largest first; memory does not grow with them.
 
@@ -57,9 +65,10 @@ def find_groups(
     same. ``of`` are ids: only their groups then. A row that has duplicates stays the one that is
     kept; among others ``keep`` decides.
     """
-    sql = groups_sql(tables, table, keep, which, journal.exists(connection, table), of is not None)
-    streaming = connection.execution_options(yield_per=AT_ONCE)
-    rows = streaming.exec_driver_sql(sql, {"ids": list(of or ()), "table": table.name})
+    journalled = journal.exists(connection, table)
+    sql = groups_sql(tables, table, keep, which, journalled, of is not None, within)
+    parameters = {"ids": list(of or ()), "table": table.name, "within": within and within.ids}
+    rows = connection.exec_driver_sql(sql, parameters, execution_options={"yield_per": AT_ONCE})
     for ids, marked, key, homonyms, references in rows:
         kept, *duplicates = ids
         yield Group(
@@ -74,14 +83,16 @@ def groups_sql(
     which: Which,
     journalled: bool,
     chosen: bool,
+    within: Within | None,
 ) -> str:
     """Return the query of :func:`find_groups`.
 
     Keys are compared as if the rows that they refer to were merged already: two employees of one
-    name are one where their departments are.
+    name are one where their departments are. Within some of those rows, they are.
     """
-    parts = [_kept_of(parent, keep) for parent in tables.parents(table)]
-    parts += [_canonical(table, tables, which), _marked(table, which, journalled)]
+    parts = [] if within else [_kept_of(parent, keep) for parent in tables.parents(table)]
+    canonical = _within(table, tables, within) if within else _canonical(table, tables, which)
+    parts += [canonical, _marked(table, which, journalled)]
     parts += [_group(table, chosen), _member(table), _referring(table)]
     details = [_differing(table, name) for name in table.details]
     homonyms = (
@@ -121,26 +132,10 @@ def _filled(table: KeyedTable) -> str:
     return f"({' + '.join(terms) or '0'})"
 
 
-def blank_as_null(name: str, alias: str) -> str:
-    """Return a column as text; what is nothing but white space counts as NULL."""
-    return f"nullif(btrim({alias}.{quote(name)}::text), '')"
-
-
 def _differing(table: KeyedTable, name: str) -> str:
     """Return the column's name where its filled values differ within the group, else NULL."""
-    value = f'({_detail(table, name)}) COLLATE "C"'
+    value = f'({table.detail(name)}) COLLATE "C"'
     return f"CASE WHEN min({value}) <> max({value}) THEN {literal(name)} END"
-
-
-def _detail(table: KeyedTable, name: str) -> str:
-    """Return a detail to compare; one that refers to a row of this table, by its canonical row."""
-    own = [one for one in table.references if one.oid == table.oid and one.columns == (name,)]
-    if not own or own[0].targets != (table.id,):
-        return blank_as_null(name, "t")
-    kept = f"SELECT other.{quote(table.mark)} FROM {table.table} AS other"
-    return (
-        f"coalesce(({kept} WHERE other.{quote(table.id)} = t.{quote(name)}), t.{quote(name)})::text"
-    )
 
 
 def _key_object(table: KeyedTable) -> str:
@@ -164,6 +159,16 @@ def _kept_of(parent: KeyedTable, keep: str) -> str:
   SELECT id, kept FROM first
   UNION ALL
   SELECT d.{id}, first.kept FROM {parent.table} AS d JOIN first ON first.id = d.{mark})"""
+
+
+def _within(table: KeyedTable, tables: Tables, within: Within) -> str:
+    """Return what :func:`_canonical` does, of rows that refer to some rows only."""
+    keys = (f"{tables.key(table, name)} AS k{n}" for n, name in enumerate(table.key))
+    parent = tables.by_oid[table.parents[within.column]]
+    return f"""canonical AS (
+  SELECT t.{quote(table.id)} AS id, {", ".join(keys)} FROM {table.table} AS t
+   WHERE t.{quote(table.mark)} IS NULL
+     AND t.{quote(within.column)} = ANY ({parent.ids("within")}))"""
 
 
 def _canonical(table: KeyedTable, tables: Tables, which: Which) -> str:

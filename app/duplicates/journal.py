@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS {schema}.rollcall_merge (
     undone_at timestamptz,
     purged_at timestamptz
 );
+CREATE INDEX IF NOT EXISTS ix_rollcall_merge_duplicates
+    ON {schema}.rollcall_merge USING gin (duplicates jsonb_path_ops);
 CREATE TABLE IF NOT EXISTS {schema}.rollcall_change (
     merge_id bigint NOT NULL CONSTRAINT fk_rollcall_change_merge_id_rollcall_merge
         REFERENCES {schema}.rollcall_merge (id),
@@ -81,6 +83,19 @@ def merged_ids(table: KeyedTable) -> str:
     )
 
 
+def merged_among(connection: Connection, table: KeyedTable, ids: Sequence[Any]) -> set[Any]:
+    """Return those of the ids whose rows have been merged into another already."""
+    among = " OR ".join(f"e.duplicates @> CAST(%(id_{n})s AS jsonb)" for n in range(len(ids)))
+    parameters = {f"id_{number}": json.dumps([id]) for number, id in enumerate(ids)}
+    rows = connection.exec_driver_sql(
+        f"SELECT e.duplicates FROM {table.schema}.rollcall_merge AS e"
+        f" WHERE e.action = '{MERGE}' AND e.table_name = %(table)s AND e.undone_at IS NULL"
+        f" AND ({among})",
+        {"table": table.name, **parameters},
+    )
+    return {id for (duplicates,) in rows for id in duplicates}.intersection(ids)
+
+
 class Change(NamedTuple):
     """One row's change: the row, by its identity, and the changed columns before and after."""
 
@@ -102,6 +117,29 @@ class Entry:
     made_at: datetime
     undone_at: datetime | None
     purged_at: datetime | None
+
+
+def has(connection: Connection, table: KeyedTable, entry: int) -> bool:
+    """Tell whether an entry was committed."""
+    sql = f"SELECT EXISTS (SELECT FROM {table.schema}.rollcall_merge WHERE id = %(entry)s)"
+    return bool(connection.exec_driver_sql(sql, {"entry": entry}).scalar_one())
+
+
+def entries(
+    connection: Connection,
+    table: KeyedTable,
+    condition: str,
+    parameters: Mapping[str, Any],
+    lock: bool = False,
+) -> list[Entry]:
+    """Return the entries that meet a condition in SQL, the newest first."""
+    columns = "id, action, table_name, kept, duplicates, made_by, made_at, undone_at, purged_at"
+    rows = connection.exec_driver_sql(
+        f"SELECT {columns} FROM {table.schema}.rollcall_merge WHERE {condition} ORDER BY id DESC"
+        + (" FOR UPDATE" if lock else ""),
+        dict(parameters),
+    )
+    return [Entry(*row) for row in rows]
 
 
 class Journal:
@@ -137,26 +175,27 @@ class Journal:
         )
         return len(changes)
 
+    def fill(self, table: KeyedTable, kept: Any, sources: Mapping[str, Any]) -> None:
+        """Give columns of a row the values of other rows, which are given by column."""
+        self.connection.exec_driver_sql(
+            _fill_sql(self.schema, table, sources),
+            {
+                **self._next_step(table.table),
+                "kept": kept,
+                **{f"from_{number}": id for number, id in enumerate(sources.values())},
+            },
+        )
+
     def repoint(
-        self,
-        reference: Reference,
-        target: KeyedTable,
-        old: Mapping[str, Any],
-        new: Mapping[str, Any],
-        skip: Sequence[Mapping[str, Any]] = (),
+        self, reference: Reference, target: KeyedTable, old: Any, new: Any, skip: Sequence[str] = ()
     ) -> int:
         """Have rows that refer to one row refer to another; return how many they are.
 
-        The rows are given by the columns that are referred to. ``skip`` are identities.
+        ``skip`` are identities of rows that stay as they are, as JSON.
         """
         result = self.connection.exec_driver_sql(
-            _repoint_sql(self.schema, reference, target.table, bool(skip)),
-            {
-                **self._next_step(reference.table),
-                "old": json.dumps(old),
-                "new": json.dumps(new),
-                "skip": [json.dumps(one) for one in skip],
-            },
+            _repoint_sql(self.schema, reference, target, bool(skip)),
+            {**self._next_step(reference.table), "old": old, "new": new, "skip": list(skip)},
         )
         return int(result.rowcount)
 
@@ -198,11 +237,31 @@ def _same(one: str, other: str, columns: Iterable[str]) -> str:
     return " AND ".join(f"{one}.{quote(name)} = {other}.{quote(name)}" for name in columns)
 
 
-def _repoint_sql(schema: str, reference: Reference, target: str, skipping: bool) -> str:
-    """Return the statement that repoints rows, given old and new target as JSON.
+def _fill_sql(schema: str, table: KeyedTable, sources: Mapping[str, Any]) -> str:
+    """Return the statement that fills columns of one row; values never leave the database."""
+    id = quote(table.id)
+    columns = [(quote(name), literal(name), f"d{number}") for number, name in enumerate(sources)]
+    assignments = ", ".join(f"{name} = {row}.{name}" for name, _, row in columns)
+    others = ", ".join(f"{table.table} AS {row}" for _, _, row in columns)
+    chosen = " AND ".join(f"{row}.{id} = %(from_{row[1:]})s" for _, _, row in columns)
+    before = ", ".join(f"{text}, o.{name}" for name, text, _ in columns)
+    after = ", ".join(f"{text}, t.{name}" for name, text, _ in columns)
+    return f"""
+WITH filled AS (
+  UPDATE {table.table} AS t SET {assignments} FROM {table.table} AS o, {others}
+   WHERE t.{id} = %(kept)s AND o.{id} = t.{id} AND {chosen}
+  RETURNING jsonb_build_object({literal(table.id)}, t.{id}) AS row_key,
+            jsonb_build_object({before}) AS before, jsonb_build_object({after}) AS after)
+INSERT INTO {schema}.rollcall_change (merge_id, step, table_name, row_key, before, after)
+SELECT %(merge)s, %(step)s, %(table)s, row_key, before, after FROM filled"""
+
+
+def _repoint_sql(schema: str, reference: Reference, target: KeyedTable, skipping: bool) -> str:
+    """Return the statement that repoints rows from an old target to a new one.
 
     A row without an identity is written down as a whole, as it was and as it is.
     """
+    id = quote(target.id)
     pairs = list(zip(reference.columns, reference.targets, strict=True))
     assignments = ", ".join(f"{quote(own)} = n.{quote(of)}" for own, of in pairs)
     before, after = (
@@ -214,13 +273,11 @@ def _repoint_sql(schema: str, reference: Reference, target: str, skipping: bool)
     else:
         row_key = "CAST(NULL AS jsonb)"
         images = f"to_jsonb(c) || jsonb_build_object({before}) AS before, to_jsonb(c) AS after"
-    keep = f" AND {row_key} <> ALL (CAST(%(skip)s AS jsonb[]))" if skipping else ""
+    kept_out = f" AND {row_key} <> ALL (CAST(%(skip)s AS jsonb[]))" if skipping else ""
     return f"""
 WITH moved AS (
-  UPDATE {reference.table} AS c SET {assignments}
-    FROM jsonb_populate_record(NULL::{target}, CAST(%(old)s AS jsonb)) AS o,
-         jsonb_populate_record(NULL::{target}, CAST(%(new)s AS jsonb)) AS n
-   WHERE {reference.matches("c", "o")}{keep}
+  UPDATE {reference.table} AS c SET {assignments} FROM {target.table} AS o, {target.table} AS n
+   WHERE o.{id} = %(old)s AND n.{id} = %(new)s AND {reference.matches("c", "o")}{kept_out}
   RETURNING {row_key} AS row_key, {images})
 INSERT INTO {schema}.rollcall_change (merge_id, step, table_name, row_key, before, after)
 SELECT %(merge)s, %(step)s, %(table)s, row_key, before, after FROM moved"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Connection, Table, inspect, literal_column, text
 from sqlalchemy.dialects.postgresql import psycopg2
@@ -31,6 +31,11 @@ def literal(value: str) -> str:
     return "'{}'".format(value.replace("'", "''").replace("%", "%%"))
 
 
+def blank_as_null(name: str, alias: str) -> str:
+    """Return a column as text; what is nothing but white space counts as NULL."""
+    return f"nullif(btrim({alias}.{quote(name)}::text), '')"
+
+
 class SoftReference(NamedTuple):
     """A column that refers to the id of a table's rows without a foreign key."""
 
@@ -50,11 +55,19 @@ class Reference:
 
     name: str  # such as ticket.employee_id
     oid: int
+    schema: str
+    bare_name: str
     table: str  # as SQL
     columns: tuple[str, ...]
     targets: tuple[str, ...]  # the columns that they refer to
     identity: tuple[str, ...]
     indexed: bool
+    uniques: tuple[catalogue.Definition, ...]  # the unique indexes that have one of the columns
+
+    @property
+    def table_name(self) -> str:
+        """The name that a person knows the table by."""
+        return self.name.rpartition(".")[0]
 
     def matches(self, alias: str, target: str) -> str:
         """Return the condition that a row refers to a target row, both given by their alias."""
@@ -62,11 +75,11 @@ class Reference:
         return " AND ".join(f"{alias}.{quote(own)} = {target}.{quote(of)}" for own, of in pairs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeyedTable:
     """The table of a model. ``details`` are the columns that people fill in, the key left out."""
 
-    model: Model
+    model: Any  # None for a table without a natural key
     oid: int
     name: str
     schema: str  # as SQL
@@ -84,6 +97,16 @@ class KeyedTable:
     def ids(self, parameter: str) -> str:
         """Return a parameter that is a list of ids, as SQL."""
         return f"CAST(%({parameter})s AS {self.id_type}[])"
+
+    def detail(self, name: str) -> str:
+        """Return a detail of rows ``t`` as text to compare; one that refers to a row of this table
+        itself is that row's canonical one."""
+        own = [one for one in self.references if one.oid == self.oid and one.columns == (name,)]
+        if not own or own[0].targets != (self.id,) or not self.mark:
+            return blank_as_null(name, "t")
+        kept = f"SELECT other.{quote(self.mark)} FROM {self.table} AS other"
+        value = f"t.{quote(name)}"
+        return f"coalesce(({kept} WHERE other.{quote(self.id)} = {value}), {value})::text"
 
     def normalised(self, name: str, alias: str) -> str:
         """Return a column of the key as new rows are stored, as SQL."""
@@ -111,6 +134,18 @@ class Tables:
         """Return the keyed tables that the table's key refers to, other than itself."""
         oids = dict.fromkeys(table.parents.values())
         return [self.by_oid[oid] for oid in oids if oid != table.oid]
+
+    def key(self, table: KeyedTable, name: str) -> str:
+        """Return a column of the key of rows ``t`` as new rows are stored, as SQL.
+
+        References are led to canonical rows.
+        """
+        parent = self.by_oid.get(table.parents.get(name, 0))
+        if parent is None:
+            return table.normalised(name, "t")
+        kept = f"SELECT p.{quote(parent.mark)} FROM {parent.table} AS p"
+        value = f"t.{quote(name)}"
+        return f"coalesce(({kept} WHERE p.{quote(parent.id)} = {value}), {value})"
 
     def children(self, table: KeyedTable) -> list[tuple[KeyedTable, str]]:
         """Return the keyed tables whose key refers to the table, and their column that does."""
@@ -194,6 +229,41 @@ def _parents(model: Model, found: Mapping[Model, catalogue.Table]) -> Iterator[t
                 yield column.name, tables[foreign_key.column.table]
 
 
+def plain_table(connection: Connection, tables: Tables, reference: Reference) -> KeyedTable | None:
+    """Return the table that a reference is in, though it may have no natural key.
+
+    None where no single column tells its rows apart.
+    """
+    if reference.oid in tables.by_oid:
+        return tables.by_oid[reference.oid]
+    if len(reference.identity) != 1:
+        return None
+    table = catalogue.Table(reference.oid, reference.schema, reference.bare_name, *[True] * 4)
+    (id,) = reference.identity
+    there = catalogue.columns(connection, table)
+    constrained = {name for unique in reference.uniques for name in unique.columns}
+    return KeyedTable(
+        model=None,
+        oid=table.oid,
+        name=reference.table_name,
+        schema=quote(table.schema),
+        table=reference.table,
+        id=id,
+        id_type=there[id].type,
+        mark="",
+        key=(),
+        texts=frozenset(),
+        parents={},
+        details=tuple(
+            name
+            for name, own in there.items()
+            if own.writable and name not in constrained and name not in (id, *reference.columns)
+        ),
+        references=tuple(_foreign_keys(connection, table)),
+        utf8=True,
+    )
+
+
 # A partition's constraint is its parent's; rows are reached by way of the parent.
 FOREIGN_KEYS = text("""
     SELECT c.oid, n.nspname, c.relname, pg_table_is_visible(c.oid),
@@ -274,9 +344,23 @@ def _reference(
     return Reference(
         name=f"{shown}.{'+'.join(columns)}",
         oid=oid,
+        schema=schema,
+        bare_name=name,
         table=f"{quote(schema)}.{quote(name)}",
         columns=tuple(columns),
         targets=tuple(targets),
         identity=tuple(identity or ()),
         indexed=bool(connection.scalar(IS_INDEXED, {"oid": oid, "columns": list(columns)})),
+        uniques=tuple(_uniques(connection, oid, columns)),
     )
+
+
+def _uniques(
+    connection: Connection, oid: int, columns: Sequence[str]
+) -> Iterator[catalogue.Definition]:
+    """Return the unique indexes that a change of the columns can violate, save expressions."""
+    for index in catalogue.indexes_of(connection, oid).values():
+        definition = index.definition
+        touched = not set(columns).isdisjoint(definition.columns)
+        if definition.unique and touched and None not in definition.columns:
+            yield definition

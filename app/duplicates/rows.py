@@ -1,0 +1,61 @@
+"""The rows of a group, locked, as a merge needs to know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection
+
+from app.duplicates.tables import KeyedTable, Tables, literal, quote
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that is locked; ``key`` is compared with those of others, not stored."""
+
+    id: Any
+    mark: Any
+    key: tuple[Any, ...]
+    stored: Mapping[str, Any]  # the columns of the key, and those that refer to its own table
+    details: Mapping[str, str | None]  # as text to compare; None: blank
+
+
+def lock_rows(
+    connection: Connection, tables: Tables, table: KeyedTable, ids: Sequence[Any]
+) -> dict[Any, Row]:
+    """Lock rows for the rest of the transaction, and return those that are there, by id.
+
+    In the order of their ids, so that two merges wait for each other rather than die. Nobody can
+    begin to refer to a row meanwhile: a foreign key's check waits for the lock.
+    """
+    result = connection.exec_driver_sql(_lock_sql(tables, table), {"ids": list(ids)})
+    return {
+        id: Row(id, mark, tuple(key), stored, details) for id, mark, key, stored, details in result
+    }
+
+
+@lru_cache(maxsize=64)
+def _lock_sql(tables: Tables, table: KeyedTable) -> str:
+    id, mark = f"t.{quote(table.id)}", f"t.{quote(table.mark)}" if table.mark else "NULL::int"
+    keys = ", ".join(tables.key(table, name) for name in table.key)
+    stored = {name: f"t.{quote(name)}" for name in (*table.key, *own_references(table))}
+    names = ", ".join(map(literal, table.details))
+    details = ", ".join(table.detail(name) for name in table.details)
+    return f"""
+SELECT to_jsonb({id}), to_jsonb({mark}), jsonb_build_array({keys}),
+       {_object(stored)}, jsonb_object(ARRAY[{names}]::text[], ARRAY[{details}]::text[])
+  FROM {table.table} AS t WHERE {id} = ANY ({table.ids("ids")}) ORDER BY {id} FOR UPDATE OF t"""
+
+
+def _object(values: Mapping[str, str]) -> str:
+    pairs = (f"{literal(name)}, {value}" for name, value in values.items())
+    return f"jsonb_build_object({', '.join(pairs)})"
+
+
+def own_references(table: KeyedTable) -> list[str]:
+    """Return the columns of a table that refer to rows of the same table."""
+    own = (one for one in table.references if one.oid == table.oid)
+    return [name for reference in own for name in reference.columns]
