@@ -86,6 +86,14 @@ class HomonymsFound(RollcallError):
         self.groups = groups
 
 
+class NotGuarded(RollcallError):
+    """A table could not be guarded: writers make duplicates faster than they can be marked."""
+
+
+class UnusablePlan(RollcallError):
+    """A plan cannot be followed; ``str(error)`` says where and why."""
+
+
 class UnknownMerge(RollcallError):
     """The journal has no such merge."""
 
@@ -101,6 +109,10 @@ class CannotUndo(RollcallError):
         super().__init__(f"merge {id} cannot be undone: {reason}")
         self.id = id
         self.reason = reason
+
+
+class MergesRemain(RollcallError):
+    """Marks cannot be taken off while merges are journalled that rely on them."""
 
 
 class RecordError(RollcallError):

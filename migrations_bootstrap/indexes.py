@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from migrations_bootstrap import catalogue
@@ -34,6 +34,9 @@ from migrations_bootstrap.lock import NO_TIMEOUTS, Wait, bootstrap_lock, watched
 # As PostgreSQL writes them in pg_get_expr, which they are compared with.
 CANONICAL = "(duplicate_of_id IS NULL)"
 WITH_TOKEN = "(creation_token IS NOT NULL)"  # noqa: S105 - a predicate, not a password
+
+UNGUARDED = "Rollcall: unguarded by hand"
+REMARK = text("SELECT obj_description(to_regclass(:name), 'pg_class')")
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ def converge_indexes(
     keys: Keys,
     *,
     count: bool = False,
+    guard: bool | None = None,
     connect_timeout: int = 5,
     lock_timeout: float = 300,
 ) -> list[TableIndexes]:
@@ -82,21 +86,29 @@ def converge_indexes(
     creation tokens and one behind each foreign key. `count` asks for a census also where the guard
     makes it needless. Run it again after any failure: it repairs what a broken build left.
 
+    With `guard` False the table gets the look-up index in any case, and stays so, until somebody
+    asks with `guard` True: None leaves a table that was unguarded by hand as it is.
+
     Needs a connection straight to PostgreSQL: behind a pooler in transaction mode the time-outs of
     the role may end a build, for they cannot be switched off for a statement of its own.
     """
     engine = make_engine(url, connect_timeout)
     with bootstrap_lock(engine, lock_timeout):
-        return run_convergence(engine, keys, count=count, lock_timeout=lock_timeout)
+        return run_convergence(engine, keys, count=count, guard=guard, lock_timeout=lock_timeout)
 
 
 def run_convergence(
-    engine: Engine, keys: Keys, *, count: bool, lock_timeout: float
+    engine: Engine, keys: Keys, *, count: bool, lock_timeout: float, guard: bool | None = None
 ) -> list[TableIndexes]:
     """Do what converge_indexes() does; the caller holds the lock."""
     with connected(engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
         return [
-            _converge(_Builder(engine, connection, table, lock_timeout), tuple(key), count=count)
+            _converge(
+                _Builder(engine, connection, table, lock_timeout),
+                tuple(key),
+                count=count,
+                guarded=guard,
+            )
             for table, key in dict(keys).items()
         ]
 
@@ -141,6 +153,19 @@ class _Builder:
     def discard(self, wanted: Wanted) -> None:
         """Drop the index if there is one of this name."""
         _retry_deadlocks(lambda: self._discard(wanted))
+
+    def remark(self, wanted: Wanted) -> str | None:
+        """Return what was noted on the index, None where nothing was or it is not there."""
+        name = qualified(self.connection, self.table, wanted.name)
+        found: str | None = self.connection.scalar(REMARK, {"name": name})
+        return found
+
+    def note(self, wanted: Wanted, remark: str | None) -> None:
+        """Note something on the index, if it is there, or nothing any more."""
+        if self.remark(wanted) != remark and wanted.name in self.indexes():
+            name = qualified(self.connection, self.table, wanted.name)
+            text = "NULL" if remark is None else f"'{remark}'"
+            self.connection.exec_driver_sql(f"COMMENT ON INDEX {name} IS {text}")
 
     def census(self, key: tuple[str, ...]) -> Census:
         logger.info("counting the duplicates of %s", self.table.name)
@@ -206,7 +231,9 @@ def _create_statement(connection: Connection, table: Table, wanted: Wanted) -> s
     )
 
 
-def _converge(builder: _Builder, key: tuple[str, ...], *, count: bool) -> TableIndexes:
+def _converge(
+    builder: _Builder, key: tuple[str, ...], *, count: bool, guarded: bool | None
+) -> TableIndexes:
     name = builder.table.name
     guard = Wanted(
         guard_name(name), Definition(key, CANONICAL, unique=True, nulls_not_distinct=True)
@@ -218,10 +245,25 @@ def _converge(builder: _Builder, key: tuple[str, ...], *, count: bool) -> TableI
         check_name(wanted.name)
     for wanted in (token, *behind):
         builder.ensure(wanted)
-    counted = _converge_key(builder, key, guard, lookup, count=count)
+    if guarded is not None:
+        builder.note(lookup, None)
+    if guarded is False or builder.remark(lookup) == UNGUARDED:
+        counted = _leave_unguarded(builder, key, guard, lookup, count=count)
+    else:
+        counted = _converge_key(builder, key, guard, lookup, count=count)
     return TableIndexes(
         name, builder.has(guard), builder.has(lookup), tuple(builder.actions), counted
     )
+
+
+def _leave_unguarded(
+    builder: _Builder, key: tuple[str, ...], guard: Wanted, lookup: Wanted, *, count: bool
+) -> Census | None:
+    """Leave the look-up index, and a note that the next start does not put the guard back."""
+    builder.ensure(lookup)
+    builder.note(lookup, UNGUARDED)
+    builder.discard(guard)
+    return builder.census(key) if count else None
 
 
 def _converge_key(

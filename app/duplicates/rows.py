@@ -23,6 +23,13 @@ class Row:
     details: Mapping[str, str | None]  # as text to compare; None: blank
 
 
+def read_rows(
+    connection: Connection, tables: Tables, table: KeyedTable, ids: Sequence[Any]
+) -> dict[Any, Row]:
+    """Return rows by id, without locking them."""
+    return _rows(connection, _sql(tables, table), ids)
+
+
 def lock_rows(
     connection: Connection, tables: Tables, table: KeyedTable, ids: Sequence[Any]
 ) -> dict[Any, Row]:
@@ -31,14 +38,18 @@ def lock_rows(
     In the order of their ids, so that two merges wait for each other rather than die. Nobody can
     begin to refer to a row meanwhile: a foreign key's check waits for the lock.
     """
-    result = connection.exec_driver_sql(_lock_sql(tables, table), {"ids": list(ids)})
+    return _rows(connection, f"{_sql(tables, table)} FOR UPDATE OF t", ids)
+
+
+def _rows(connection: Connection, sql: str, ids: Sequence[Any]) -> dict[Any, Row]:
+    result = connection.exec_driver_sql(sql, {"ids": list(ids)})
     return {
         id: Row(id, mark, tuple(key), stored, details) for id, mark, key, stored, details in result
     }
 
 
 @lru_cache(maxsize=64)
-def _lock_sql(tables: Tables, table: KeyedTable) -> str:
+def _sql(tables: Tables, table: KeyedTable) -> str:
     id, mark = f"t.{quote(table.id)}", f"t.{quote(table.mark)}" if table.mark else "NULL::int"
     keys = ", ".join(tables.key(table, name) for name in table.key)
     stored = {name: f"t.{quote(name)}" for name in (*table.key, *own_references(table))}
@@ -47,7 +58,7 @@ def _lock_sql(tables: Tables, table: KeyedTable) -> str:
     return f"""
 SELECT to_jsonb({id}), to_jsonb({mark}), jsonb_build_array({keys}),
        {_object(stored)}, jsonb_object(ARRAY[{names}]::text[], ARRAY[{details}]::text[])
-  FROM {table.table} AS t WHERE {id} = ANY ({table.ids("ids")}) ORDER BY {id} FOR UPDATE OF t"""
+  FROM {table.table} AS t WHERE {id} = ANY ({table.ids("ids")}) ORDER BY {id}"""
 
 
 def _object(values: Mapping[str, str]) -> str:
