@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+
 from sqlalchemy import Connection, Engine
 
 from app.duplicates import journal

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
@@ -12,26 +12,30 @@ from sqlalchemy.orm import Session
 from app.batch import keep_writers_out
 from app.duplicates import journal
 from app.duplicates.collisions import from_error
+from app.duplicates.groups import find_groups
 from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
+from app.duplicates.plan import LEAVE, SAME, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
-from app.errors import RowsCollide
+from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide
 from app.get_or_create import race_indexes
 from app.transactions import RetryPolicy, after_lists, run
+
+# Rows may come to refer to a duplicate while the rest is being merged.
+PASSES = 3
 
 
 def merge_group(
     engine: Engine,
     tables: Tables,
     table: KeyedTable,
-    kept: Any,
-    duplicates: Sequence[Any],
+    group: PlannedGroup,
     rules: Rules,
     policy: RetryPolicy,
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
-    Raises GroupChanged, HomonymsFound and RowsCollide; nothing is changed then. Nothing is ever
+    Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then. Nothing is ever
     deleted or set to NULL.
     """
 
@@ -41,19 +45,86 @@ def merge_group(
             return unanswered
         writer = Journal(connection, table)
         merging = Merging(connection, tables, writer, rules)
-        row, rows = merging.lock(table, kept, duplicates)
-        already = journal.merged_among(connection, table, duplicates)
-        entry = writer.begin(journal.MERGE, table, kept, duplicates)
-        merging.outcome = Outcome(entry, table.name, kept, tuple(duplicates))
-        merging.mark(table, row, rows)
-        merging.fill(table, row, [one for one in rows if one.id not in already])
-        merging.repoint(table, row, rows)
+        kept, rows = merging.lock(table, group.kept, group.duplicates)
+        already = journal.merged_among(connection, table, group.duplicates)
+        entry = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
+        merging.outcome = Outcome(entry, table.name, group.kept, group.duplicates)
+        merging.mark(table, kept, rows)
+        # What a person has blanked since stays blank.
+        merging.fill(table, kept, [row for row in rows if row.id not in already], group.fill)
+        merging.repoint(table, kept, rows)
         return merging.outcome
 
     try:
         return run(engine, work, policy, races(tables), beginning(tables, table))
     except IntegrityError as error:
         raise RowsCollide([from_error(error)]) from error
+
+
+@dataclass(frozen=True)
+class Left:
+    """A group that was left as it was, and why."""
+
+    group: PlannedGroup
+    error: RollcallError
+
+
+def merge_all(
+    engine: Engine,
+    tables: Tables,
+    table: KeyedTable,
+    rules: Rules,
+    policy: RetryPolicy,
+) -> Iterator[Outcome | Left]:
+    """Merge every group of a table, and again what has come to refer to merged rows meanwhile.
+
+    Yields what became of each group. It may be interrupted and run again.
+    """
+    left: set[PlannedGroup] = set()
+    for _ in range(PASSES):
+        merged = 0
+        with engine.connect() as connection:
+            for group in find_groups(connection, tables, table, rules.keep):
+                planned = PlannedGroup(group.table, group.kept, group.duplicates)
+                if planned not in left:
+                    outcome = _merge_or_leave(engine, tables, table, planned, rules, policy)
+                    if isinstance(outcome, Left):
+                        left.add(planned)
+                    else:
+                        merged += 1
+                    yield outcome
+        if not merged:
+            return
+
+
+def merge_planned(
+    engine: Engine,
+    tables: Tables,
+    table: KeyedTable,
+    groups: Iterable[PlannedGroup],
+    rules: Rules,
+    policy: RetryPolicy,
+) -> Iterator[Outcome | Left]:
+    """Merge the groups of a reviewed plan that are of this table, save those that it leaves."""
+    for planned in groups:
+        if planned.table == table.name and planned.decision != LEAVE:
+            same = rules.accept_homonyms or planned.decision == SAME
+            decided = replace(rules, accept_homonyms=same)
+            yield _merge_or_leave(engine, tables, table, planned, decided, policy)
+
+
+def _merge_or_leave(
+    engine: Engine,
+    tables: Tables,
+    table: KeyedTable,
+    group: PlannedGroup,
+    rules: Rules,
+    policy: RetryPolicy,
+) -> Outcome | Left:
+    try:
+        return merge_group(engine, tables, table, group, rules, policy)
+    except (GroupChanged, HomonymsFound, RowsCollide) as error:
+        return Left(group, error)
 
 
 def races(tables: Tables) -> frozenset[str]:

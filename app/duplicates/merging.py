@@ -18,7 +18,7 @@ from app.duplicates.groups import Group, Within, find_groups
 from app.duplicates.journal import Change, Journal
 from app.duplicates.rows import Row, lock_rows
 from app.duplicates.tables import KeyedTable, Reference, Tables, plain_table, quote
-from app.errors import GroupChanged, HomonymsFound, RowsCollide
+from app.errors import GroupChanged, HomonymsFound, RowsCollide, UnusablePlan
 
 SKIP, MERGE_CHILDREN = "skip", "merge"
 
@@ -160,17 +160,24 @@ class Merging:
         self.fill(table, kept, rows)
         self.repoint(table, kept, rows)
 
-    def fill(self, table: KeyedTable, kept: Row, rows: Sequence[Row]) -> None:
-        """Fill blank details of the row that is kept with those of the first row that has them.
+    def fill(
+        self,
+        table: KeyedTable,
+        kept: Row,
+        rows: Sequence[Row],
+        chosen: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Fill blank details of the row that is kept, with those of the first row that has them.
 
-        Raises RowsCollide where it would come to refer to itself.
+        ``chosen`` says instead which columns to fill, and from which row. Raises RowsCollide where
+        the row would come to refer to itself, and UnusablePlan.
         """
-        sources = {}
-        for name in table.details:
-            source = next((row for row in rows if row.details[name] is not None), None)
-            if kept.details[name] is None and source is not None:
-                _require_other(table, name, source, {kept.id, *_ids(rows)})
-                sources[name] = source.id
+        by_id = {row.id: row for row in rows}
+        sources = first_filled(table, kept, rows) if chosen is None else dict(chosen)
+        for name, id in sources.items():
+            if name not in table.details or id not in by_id or kept.details[name] is not None:
+                raise UnusablePlan(f"{table.name} {kept.id}: {name} cannot be filled from {id}")
+            _require_other(table, name, by_id[id], {kept.id, *by_id})
         if sources:
             self.journal.fill(table, kept.id, sources)
             self.outcome.filled.update(sources)
@@ -233,6 +240,16 @@ class Merging:
             first, *others = [row[child.id] for row in (collision.first, *collision.others)]
             rows = lock_rows(self.connection, self.tables, child, [first, *others])
             self.absorb(child, rows[first], [rows[id] for id in others])
+
+
+def first_filled(table: KeyedTable, kept: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return, by blank detail of the row that is kept, the first of the rows that has it."""
+    found = {}
+    for name in table.details:
+        source = next((row.id for row in rows if row.details[name] is not None), None)
+        if kept.details[name] is None and source is not None:
+            found[name] = source
+    return found
 
 
 def _ids(rows: Iterable[Row]) -> tuple[Any, ...]:

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from app.duplicates.collisions import find_collisions
 from app.duplicates.groups import Group
-from app.duplicates.rows import Row, read_rows
+from app.duplicates.merging import first_filled
+from app.duplicates.rows import read_rows
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import UnusablePlan
 
@@ -24,14 +25,16 @@ class PlannedGroup:
     """What a plan says of one group.
 
     ``decision`` is what a person says of homonyms: "same" person, or "leave" the group as it is.
-    ``rename`` gives rows another key instead, by id.
+    ``rename`` gives rows another key instead, by id. ``fill`` says from which row a blank column of
+    the kept one is filled; None: from the first that has it.
     """
 
     table: str
     kept: Any
     duplicates: tuple[Any, ...]
     decision: str | None = None
-    rename: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rename: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    fill: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def ids(self) -> frozenset[Any]:
@@ -81,7 +84,7 @@ def describe(
         "duplicates": list(group.duplicates),
         "marked": list(group.marked),
         "repoint": {id: counts for id, counts in group.references.items() if id != str(group.kept)},
-        "fill": _fill(table, kept, others),
+        "fill": first_filled(table, kept, others),
         "collisions": collisions,
         "homonyms": {
             name: {str(row.id): row.details[name] for row in (kept, *others)}
@@ -90,16 +93,6 @@ def describe(
         "decision": None,
         "rename": {},
     }
-
-
-def _fill(table: KeyedTable, kept: Row, others: Sequence[Row]) -> dict[str, Any]:
-    """Return, by blank column of the kept row, the row that it is filled from."""
-    found = {}
-    for name in table.details:
-        source = next((row.id for row in others if row.details[name] is not None), None)
-        if kept.details[name] is None and source is not None:
-            found[name] = source
-    return found
 
 
 def write_plan(file: TextIO, groups: Iterable[Mapping[str, Any]]) -> Iterator[int]:
@@ -141,7 +134,10 @@ def _read_group(number: int, group: Any) -> PlannedGroup:
     if decision not in (None, SAME, LEAVE):
         raise UnusablePlan(f'group {number}: decision is "{SAME}", "{LEAVE}" or null')
     _require_renames(number, rename, [kept, *duplicates])
-    return PlannedGroup(table, kept, tuple(duplicates), decision, rename)
+    fill = group.get("fill")
+    if fill is not None and not (isinstance(fill, dict) and all(map(_is_id, fill.values()))):
+        raise UnusablePlan(f"group {number}: fill gives, by column, the id to fill it from")
+    return PlannedGroup(table, kept, tuple(duplicates), decision, rename, fill)
 
 
 def _is_id(value: Any) -> bool:
