@@ -35,8 +35,8 @@ def merge_group(
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
-    Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then. Nothing is ever
-    deleted or set to NULL.
+    Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
+    Nothing is ever deleted or set to NULL.
     """
 
     def work(session: Session, unanswered: Outcome | None) -> Outcome:
