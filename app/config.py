@@ -21,6 +21,7 @@ from flask import current_app, g, has_request_context
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.duplicates.tables import SoftReference
 from app.errors import ConfigurationError
 from app.transactions import RetryPolicy
 
@@ -104,6 +105,18 @@ def address(value: Any) -> str:
     return str(value)
 
 
+def soft_references(value: Any) -> tuple[SoftReference, ...]:
+    """Read columns that refer to rows without a foreign key: table.column=target, …"""
+    found = []
+    for item in str(value).split(","):
+        referring, equals, target = (part.strip() for part in item.partition("="))
+        table, dot, column = referring.rpartition(".")
+        if not (equals and dot and table and column and target):
+            raise ValueError("must be like ticket.employee_id=employee, separated by commas")
+        found.append(SoftReference(table, column, target))
+    return tuple(found)
+
+
 def text(value: Any) -> str:
     """Read any text."""
     return str(value)
@@ -149,6 +162,11 @@ class Settings:
     retry_attempts: int = setting(50, whole(1, 1000), "tries of a unit of work")
     retry_deadline: float = setting(10.0, seconds(0.1, 300), "no further try begins after it")
     max_body: int = setting(2 * 1024 * 1024, whole(1024, 1 << 30), "longest request body, bytes")
+    soft_references: tuple[SoftReference, ...] = setting(
+        (),
+        soft_references,
+        "columns that refer to a record without a foreign key, which a merge repoints too",
+    )
     auth: str = setting("token", one_of("token", "off"), "accepted; takes effect later")
     admin_token_file: str = setting("", text, "accepted; takes effect later")
 

@@ -70,7 +70,7 @@ class GroupChanged(RollcallError):
 class RowsCollide(RollcallError):
     """A merge would break a rule of the rows that refer to what is merged; nothing was changed.
 
-    ``collisions`` has a member for each rule and rows: table, reason, rows.
+    Each of ``collisions`` has a table, a reason, and the rows: ``first``, ``others``.
     """
 
     def __init__(self, collisions: Sequence[Any]) -> None:
@@ -146,6 +146,10 @@ class RecordHasDuplicates(RecordError):
 
 class RecordInUse(RecordError):
     """Other rows refer to the row, so that it cannot be deleted."""
+
+
+class NothingToMerge(RecordError):
+    """The row has no duplicates that wait to be merged."""
 
 
 class DepartmentNotEmpty(RecordError):

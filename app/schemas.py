@@ -10,7 +10,7 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, validates_schema
 from marshmallow.validate import Email, Length, OneOf, Range
 
-from app.models import EMAIL_LENGTH, NAME_LENGTH, TITLE_LENGTH
+from app.models import EMAIL_LENGTH, NAME_LENGTH, RECORDS, TITLE_LENGTH
 from app.natural_key import normalise
 
 BIGINT_MAX = 2**63 - 1
@@ -78,6 +78,17 @@ class Digits(fields.Integer):
         if not DIGITS.fullmatch(value):
             raise self.make_error("invalid")
         return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Flag(fields.Boolean):
+    """True or false; marshmallow would take 1 and "yes" too."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
 
 
 class Day(fields.Date):
@@ -176,6 +187,10 @@ class ProblemSchema(Schema):
     code = fields.String()
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
     id = fields.Integer(metadata={"description": "The record that a conflict is with."})
+    collisions = fields.List(
+        fields.Nested(lambda: CollisionSchema()),
+        metadata={"description": "The rows that keep records from being merged."},
+    )
 
 
 class DepartmentPageSchema(Schema):
@@ -198,6 +213,102 @@ class PageQuery(Schema):
 
 class EmployeePageQuery(PageQuery):
     department_id = Digits(validate=Range(1, BIGINT_MAX))
+
+
+TABLES = tuple(model.__tablename__ for model in RECORDS)
+POSITION = re.compile(rf"({'|'.join(TABLES)}):([0-9]{{1,18}})")
+
+
+class Position(fields.String):
+    """Where a list of groups goes on: a table and an id."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> Any:
+        found = POSITION.fullmatch(value)
+        if found is None:
+            raise self.make_error("invalid")
+        return found[1], int(found[2])
+
+
+class GroupQuery(Schema):
+    limit = Digits(load_default=50, validate=Range(1, 500))
+    after = Position(load_default=None, metadata={"description": "As `next` has it."})
+    table = fields.String(validate=OneOf(TABLES))
+
+    @validates_schema
+    def _within_table(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        after = data.get("after")
+        if after is not None and "table" in data and after[0] != data["table"]:
+            raise ValidationError({"after": ["This is a place in another table."]})
+
+
+class GroupSchema(Schema):
+    """Records that are one: the one that would be kept, and its duplicates."""
+
+    table = fields.String()
+    kept = fields.Integer()
+    duplicates = fields.List(fields.Integer())
+    marked = fields.List(
+        fields.Integer(), metadata={"description": "Those that the guard has marked already."}
+    )
+    key = fields.Dict(metadata={"description": "The natural key, as stored."})
+    homonyms = fields.List(
+        fields.String(), metadata={"description": "Fields that differ: perhaps other people."}
+    )
+    references = fields.Dict(
+        metadata={"description": "How many rows refer to each, by id and by their column."}
+    )
+
+
+class GroupPageSchema(Schema):
+    items = fields.List(fields.Nested(GroupSchema))
+    next = fields.String(allow_none=True)
+
+
+class MergeRequestSchema(Schema):
+    accept_homonyms = Flag(
+        load_default=False,
+        metadata={"description": "Merge them though filled fields differ."},
+    )
+
+
+class MergeSchema(Schema):
+    """What a merge did."""
+
+    id = fields.Integer(metadata={"description": "What it is undone by."})
+    table = fields.String()
+    kept = fields.Integer()
+    duplicates = fields.List(fields.Integer())
+    repointed = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(),
+        metadata={"description": "How many rows now refer to the kept record, by their column."},
+    )
+    filled = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(),
+        metadata={"description": "Blank fields of the kept record, and whom they came from."},
+    )
+    collapsed = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(),
+        metadata={"description": "How many records became duplicates by it, by table."},
+    )
+
+
+class UndoSchema(Schema):
+    id = fields.Integer()
+    restored = fields.Integer(metadata={"description": "How many rows are as they were."})
+
+
+class CollisionSchema(Schema):
+    """Rows that a merge would bring into conflict."""
+
+    table = fields.String()
+    reason = fields.String()
+    first = fields.Dict(allow_none=True)
+    others = fields.List(fields.Dict())
 
 
 class DeleteDepartmentQuery(Schema):

@@ -6,7 +6,7 @@ from flask import Blueprint, Flask, request
 from flask_restx import Api
 from werkzeug.wrappers import Response
 
-from app.api import departments, employees, errors, health
+from app.api import departments, duplicates, employees, errors, health
 from app.api.documentation import MODELS
 
 BASE = "/api/v1"
@@ -35,7 +35,7 @@ def init_app(app: Flask) -> None:
     )
     for model in MODELS.values():
         api.add_model(model.name, model)
-    for resource in (departments, employees):
+    for resource in (departments, employees, duplicates):
         api.add_namespace(resource.namespace)
     app.register_blueprint(blueprint)
     app.register_blueprint(health.blueprint)

@@ -23,7 +23,7 @@ class Departments(Resource):  # type: ignore[misc]
     @describe(namespace, {200: "DepartmentPage"}, refusals=(422,), query=page_query)
     def get(self) -> Response:
         """List departments in the order of their ids."""
-        return responses.page(schema, *directory.page(Department, **requests.query(page_query)))
+        return responses.records(schema, *directory.page(Department, **requests.query(page_query)))
 
     @describe(
         namespace,

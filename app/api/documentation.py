@@ -25,6 +25,12 @@ SCHEMAS = {
     "EmployeePage": schemas.EmployeePageSchema(),
     "EmployeeBatch": schemas.EmployeeBatchSchema(),
     "EmployeeBatchOutcome": schemas.EmployeeBatchOutcomeSchema(),
+    "Group": schemas.GroupSchema(),
+    "GroupPage": schemas.GroupPageSchema(),
+    "MergeRequest": schemas.MergeRequestSchema(),
+    "Merge": schemas.MergeSchema(),
+    "Undo": schemas.UndoSchema(),
+    "Collision": schemas.CollisionSchema(),
     "Problem": schemas.ProblemSchema(),
 }
 HEADERS = {

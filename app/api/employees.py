@@ -23,7 +23,7 @@ class Employees(Resource):  # type: ignore[misc]
     @describe(namespace, {200: "EmployeePage"}, refusals=(422,), query=page_query)
     def get(self) -> Response:
         """List employees in the order of their ids."""
-        return responses.page(schema, *directory.page(Employee, **requests.query(page_query)))
+        return responses.records(schema, *directory.page(Employee, **requests.query(page_query)))
 
     @describe(
         namespace,

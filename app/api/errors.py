@@ -156,6 +156,43 @@ def _conflict(error: errors.RecordError, code: str, detail: str, id: int) -> Pro
 
 
 @problem_of.register
+def _(error: errors.NothingToMerge) -> Problem:
+    return _conflict(error, "no_duplicates", "has no duplicates to merge", error.id)
+
+
+@problem_of.register
+def _(error: errors.HomonymsFound) -> Problem:
+    columns = sorted({name for group in error.groups for name in group.homonyms})
+    detail = (
+        f"These may be different records: they differ in {', '.join(columns)}."
+        " Send accept_homonyms if they are one."
+    )
+    return Problem(409, "homonyms", detail)
+
+
+@problem_of.register
+def _(error: errors.RowsCollide) -> Problem:
+    detail = "Rows that refer to these records would get in each other's way; see collisions."
+    members = {"collisions": [collision._asdict() for collision in error.collisions]}
+    return Problem(409, "collision", detail, members=members)
+
+
+@problem_of.register
+def _(error: errors.GroupChanged) -> Problem:
+    return Problem(409, "changed", "The records have changed meanwhile; look again.")
+
+
+@problem_of.register
+def _(error: errors.UnknownMerge) -> Problem:
+    return Problem(404, "not_found", "No merge has this id.")
+
+
+@problem_of.register
+def _(error: errors.CannotUndo) -> Problem:
+    return Problem(409, "cannot_undo", f"Merge {error.id} cannot be undone: {error.reason}.")
+
+
+@problem_of.register
 def _(error: errors.NotStored) -> Problem:
     return Problem(409, "conflict", "A rule of the database keeps the row from being stored.")
 

@@ -14,12 +14,14 @@ from app.errors import InvalidInput, MalformedBody
 from app.schemas import messages_by_field
 
 
-def body(schema: Schema) -> dict[str, Any]:
-    """Return the validated JSON body.
+def body(schema: Schema, optional: bool = False) -> dict[str, Any]:
+    """Return the validated JSON body; one that is ``optional`` may be empty, and of no type.
 
     Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest for a body that was cut off,
     MalformedBody, and InvalidInput, which names the fields.
     """
+    if optional and not request.mimetype and not _raw_body():
+        return _validated(schema, {})
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     return _validated(schema, _json(_raw_body()))

@@ -37,11 +37,16 @@ def batch(outcomes: Sequence[tuple[int, bool]]) -> Response:
     return as_json({"items": items, "created": created, "existing": len(items) - created})
 
 
-def page(schema: Schema, records: Sequence[Record], more: bool) -> Response:
-    """Return a page, with the way to the next one in the body and as a Link."""
-    following = _following(records[-1].id) if more else None
+def records(schema: Schema, found: Sequence[Record], more: bool) -> Response:
+    """Return a page of records."""
+    return page(schema.dump(found, many=True), found[-1].id if more else None)
+
+
+def page(items: Any, after: int | str | None) -> Response:
+    """Return a page, with the way to the next one, if there is one, in the body and as a Link."""
+    following = None if after is None else _following(after)
     headers = {"Link": f'<{following}>; rel="next"'} if following else {}
-    return as_json({"items": schema.dump(records, many=True), "next": following}, 200, headers)
+    return as_json({"items": items, "next": following}, 200, headers)
 
 
 def nothing() -> Response:
@@ -51,7 +56,7 @@ def nothing() -> Response:
     return response
 
 
-def _following(after: int) -> str:
+def _following(after: int | str) -> str:
     query = urlencode({**request.args.to_dict(), "after": after})
     return f"{request.script_root}{request.path}?{query}"
 

@@ -54,8 +54,7 @@ SELECT jsonb_agg({row} ORDER BY o.{quote(target.id)} = %(kept)s DESC, {row})
 
 
 def from_error(error: IntegrityError) -> Collision:
-    """Return what the database refused."""
+    """Return what the database refused: the constraint, for its own words quote stored values."""
     diagnostics: Any = getattr(error.orig, "diag", None)
-    detail = diagnostics.message_detail or diagnostics.message_primary
-    reason = f"{diagnostics.constraint_name}: {detail}"
+    reason = f"constraint {diagnostics.constraint_name}"
     return Collision(str(diagnostics.table_name), reason, None, ())

@@ -25,6 +25,13 @@ class Within(NamedTuple):
     ids: Sequence[Any]
 
 
+class Page(NamedTuple):
+    """Groups whose lowest canonical id is above a number, and no more than so many."""
+
+    after: int
+    limit: int
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows with one natural key. Ids are as JSON has them: numbers or strings."""
@@ -43,6 +50,11 @@ class Group:
         return tuple(id for id in self.duplicates if id not in self.marked)
 
     @property
+    def lowest(self) -> Any:
+        """The lowest id of its canonical rows, which pages are in the order of."""
+        return min(self.kept, *self.unmarked) if self.unmarked else self.kept
+
+    @property
     def are_homonyms(self) -> bool:
         """Tell whether a person has to say first that these rows are the same."""
         return bool(self.homonyms and self.unmarked)
@@ -57,17 +69,19 @@ def find_groups(
     which: Which = "all",
     of: Sequence[Any] | None = None,
     within: Within | None = None,
+    page: Page | None = None,
 ) -> Iterator[Group]:
     """Yield each group of more than one row, the largest first; memory does not grow with them.
 
     ``which`` may leave out groups of which nothing is marked, which is much quicker, or duplicates
     that are marked. Rows that are merged already are left out, unless rows refer to them all the
-    same. ``of`` are ids: only their groups then. A row that has duplicates stays the one that is
-    kept; among others ``keep`` decides.
+    same. ``of`` are ids: only their groups then; a ``page`` comes in the order of their lowest ids.
+    A row that has duplicates stays the one that is kept; among others ``keep`` decides.
     """
     journalled = journal.exists(connection, table)
-    sql = groups_sql(tables, table, keep, which, journalled, of is not None, within)
+    sql = groups_sql(tables, table, keep, which, journalled, of is not None, within, page)
     parameters = {"ids": list(of or ()), "table": table.name, "within": within and within.ids}
+    parameters |= page._asdict() if page else {}
     rows = connection.exec_driver_sql(sql, parameters, execution_options={"yield_per": AT_ONCE})
     for ids, marked, key, homonyms, references in rows:
         kept, *duplicates = ids
@@ -84,6 +98,7 @@ def groups_sql(
     journalled: bool,
     chosen: bool,
     within: Within | None,
+    page: Page | None,
 ) -> str:
     """Return the query of :func:`find_groups`.
 
@@ -93,7 +108,7 @@ def groups_sql(
     parts = [] if within else [_kept_of(parent, keep) for parent in tables.parents(table)]
     canonical = _within(table, tables, within) if within else _canonical(table, tables, which)
     parts += [canonical, _marked(table, which, journalled)]
-    parts += [_group(table, chosen), _member(table), _referring(table)]
+    parts += [_group(table, chosen, page is not None), _member(table), _referring(table)]
     details = [_differing(table, name) for name in table.details]
     homonyms = (
         f"array_remove(ARRAY[{', '.join(details)}]::text[], NULL)" if details else "'{}'::text[]"
@@ -110,7 +125,7 @@ SELECT jsonb_agg(t.{quote(table.id)} ORDER BY {order(table, keep)}),
   JOIN {table.table} AS t ON t.{quote(table.id)} = m.id
   LEFT JOIN referring AS r ON r.id = m.id
  GROUP BY m.n
- ORDER BY count(*) DESC, min(m.n)
+ ORDER BY {"" if page else "count(*) DESC, "}min(m.n)
 """
 
 
@@ -208,7 +223,7 @@ def _marked(table: KeyedTable, which: Which, journalled: bool) -> str:
   SELECT t.{id} AS id, t.{mark} AS root FROM {table.table} AS t WHERE {condition})"""
 
 
-def _group(table: KeyedTable, chosen: bool) -> str:
+def _group(table: KeyedTable, chosen: bool, paged: bool) -> str:
     keys = ", ".join(f"k{number}" for number in range(len(table.key)))
     roots = f"SELECT coalesce({quote(table.mark)}, {quote(table.id)}) FROM {table.table}"
     wanted = f"AND bool_or(c.id IN ({roots} WHERE {quote(table.id)} = ANY ({table.ids('ids')})))"
@@ -216,7 +231,9 @@ def _group(table: KeyedTable, chosen: bool) -> str:
   SELECT row_number() OVER (ORDER BY min(c.id)) AS n, array_agg(c.id) AS roots
     FROM canonical AS c LEFT JOIN (SELECT DISTINCT root FROM marked) AS m ON m.root = c.id
    GROUP BY {keys}
-  HAVING (count(*) > 1 OR bool_or(m.root IS NOT NULL)) {wanted if chosen else ""})"""
+  HAVING (count(*) > 1 OR bool_or(m.root IS NOT NULL)) {wanted if chosen else ""}
+         {"AND min(c.id) > %(after)s" if paged else ""}
+   ORDER BY min(c.id) {"LIMIT %(limit)s" if paged else ""})"""
 
 
 def _member(table: KeyedTable) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, Engine
@@ -12,7 +12,7 @@ from app.duplicates.groups import Group, find_groups
 from app.duplicates.marking import Marker
 from app.duplicates.merging import Rules
 from app.duplicates.plan import Decisions
-from app.duplicates.tables import KeyedTable, Model, Tables, read_tables
+from app.duplicates.tables import KeyedTable, Model, SoftReference, Tables, read_tables
 from app.duplicates.undo import undo
 from app.duplicates.writers import admit_all_writers, refuse_unsafe_writers
 from app.errors import HomonymsFound, MergesRemain, NotGuarded, UnusablePlan
@@ -45,6 +45,7 @@ def guard(
     decisions: Decisions | None = None,
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     refuse_unsafe: bool = False,
+    soft_references: Sequence[SoftReference] = (),
     lock_timeout: float = 300,
     tell: Tell = lambda what, count: None,
 ) -> list[Guarded]:
@@ -58,7 +59,7 @@ def guard(
     BootstrapError, which names who holds up an index build for more than ``lock_timeout`` seconds.
     """
     with engine.connect() as connection:
-        tables = read_tables(connection, model)
+        tables = read_tables(connection, model, soft_references)
     wanted = in_order(tables, tables.of(model))
     decisions = decisions or Decisions()
     for table in wanted:

@@ -180,7 +180,8 @@ class Merging:
             _require_other(table, name, by_id[id], {kept.id, *by_id})
         if sources:
             self.journal.fill(table, kept.id, sources)
-            self.outcome.filled.update(sources)
+            if (table.name, kept.id) == (self.outcome.table, self.outcome.kept):
+                self.outcome.filled.update(sources)
 
     def repoint(self, table: KeyedTable, kept: Row, rows: Sequence[Row]) -> None:
         """Have whatever refers to the rows refer to the one that is kept.

@@ -51,7 +51,7 @@ class Status:
 
 def status(connection: Connection, tables: Tables, table: KeyedTable) -> Status:
     """Look at a table; it counts its rows, and without a guard its duplicates too."""
-    guard = _guard_state(connection, table)
+    guard = guard_state(connection, table)
     counts = _counts(connection, table)
     unmarked = 0 if guard == "valid" else _unmarked(connection, tables, table)
     waiting = _waiting(connection, table)
@@ -81,7 +81,8 @@ GUARD_IS_VALID = text("""
 """)
 
 
-def _guard_state(connection: Connection, table: KeyedTable) -> str:
+def guard_state(connection: Connection, table: KeyedTable) -> str:
+    """Return "valid", "invalid" (what a build that failed has left), or "none"."""
     name = f"{table.schema}.{quote(guard_name(table.name))}"
     valid = connection.scalar(GUARD_IS_VALID, {"name": name})
     return {None: "none", False: "invalid", True: "valid"}[valid]

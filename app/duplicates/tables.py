@@ -167,6 +167,10 @@ def read_tables(
         table = catalogue.find_table(connection, local.name, local.schema)
         if table is not None:
             found[candidate] = table
+    names = {table.name for table in found.values()}
+    for soft in soft_references:
+        if soft.target not in names:
+            raise UnknownTable(f"{soft.table}.{soft.column}: there is no table {soft.target}")
     utf8 = connection.scalar(text("SHOW server_encoding")) == "UTF8"
     return Tables(_read(connection, candidate, found, utf8, soft_references) for candidate in found)
 
