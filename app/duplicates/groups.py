@@ -36,6 +36,7 @@ class Group:
     key: Mapping[str, Any]  # of the row that is kept, as stored
     homonyms: tuple[str, ...]  # the columns that are filled in several rows, and differ
     references: Mapping[str, Mapping[str, int]]  # by id and reference, how many rows refer to it
+    settled: bool = False  # the kept row has duplicates already, so that no policy chooses
 
     @property
     def unmarked(self) -> tuple[Any, ...]:
@@ -68,11 +69,20 @@ def find_groups(
     journalled = journal.exists(connection, table)
     sql = groups_sql(tables, table, keep, which, journalled, of is not None, within)
     parameters = {"ids": list(of or ()), "table": table.name, "within": within and within.ids}
+    # An option of this statement alone: given to the connection it would stay there, and have every
+    # later statement sent by way of a cursor, which takes no INSERT.
     rows = connection.exec_driver_sql(sql, parameters, execution_options={"yield_per": AT_ONCE})
-    for ids, marked, key, homonyms, references in rows:
+    for ids, marked, key, homonyms, references, settled in rows:
         kept, *duplicates = ids
         yield Group(
-            table.name, kept, tuple(duplicates), tuple(marked), key, tuple(homonyms), references
+            table=table.name,
+            kept=kept,
+            duplicates=tuple(duplicates),
+            marked=tuple(marked),
+            key=key,
+            homonyms=tuple(homonyms),
+            references=references,
+            settled=settled,
         )
 
 
@@ -105,7 +115,8 @@ SELECT jsonb_agg(t.{quote(table.id)} ORDER BY {order(table, keep)}),
        (array_agg(jsonb_build_object({_key_object(table)}) ORDER BY {order(table, keep)}))[1],
        {homonyms},
        coalesce(jsonb_object_agg(t.{quote(table.id)}::text, r.counts)
-                FILTER (WHERE r.counts IS NOT NULL), '{{}}')
+                FILTER (WHERE r.counts IS NOT NULL), '{{}}'),
+       bool_or(m.has_duplicates)
   FROM member AS m
   JOIN {table.table} AS t ON t.{quote(table.id)} = m.id
   LEFT JOIN referring AS r ON r.id = m.id
