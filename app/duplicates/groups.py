@@ -100,10 +100,9 @@ def groups_sql(
     Keys are compared as if the rows that they refer to were merged already: two employees of one
     name are one where their departments are. Within some of those rows, they are.
     """
-    parts = [] if within else [_kept_of(parent, keep) for parent in tables.parents(table)]
-    canonical = _within(table, tables, within) if within else _canonical(table, tables, which)
-    parts += [canonical, _marked(table, which, journalled)]
-    parts += [_group(table, chosen), _member(table), _referring(table)]
+    parts = canonical_parts(tables, table, keep, which, within)
+    parts += [_marked(table, which, journalled), _group(table, chosen)]
+    parts += [_member(table), _referring(table)]
     details = [_differing(table, name) for name in table.details]
     homonyms = (
         f"array_remove(ARRAY[{', '.join(details)}]::text[], NULL)" if details else "'{}'::text[]"
@@ -123,6 +122,20 @@ SELECT jsonb_agg(t.{quote(table.id)} ORDER BY {order(table, keep)}),
  GROUP BY m.n
  ORDER BY count(*) DESC, min(m.n)
 """
+
+
+def canonical_parts(
+    tables: Tables,
+    table: KeyedTable,
+    keep: str,
+    which: Which = "all",
+    within: Within | None = None,
+) -> list[str]:
+    """Return CTEs that end in ``canonical``: id, and the key as new rows have it in k0, k1, …"""
+    if within:
+        return [_within(table, tables, within)]
+    parents = [_kept_of(parent, keep) for parent in tables.parents(table)]
+    return [*parents, _canonical(table, tables, which)]
 
 
 def order(table: KeyedTable, keep: str) -> str:

@@ -110,7 +110,7 @@ class Survey:
     tables: Tables
     table: KeyedTable
     keep: str = "oldest"
-    largest: int = LARGEST
+    largest: int | None = LARGEST  # None: all
     _sums: Counter[str] = field(default_factory=Counter, init=False)
     _references: Counter[str] = field(default_factory=Counter, init=False)
     _shown: list[Group] = field(default_factory=list, init=False)
@@ -148,5 +148,5 @@ class Survey:
         self._sums["homonyms"] += group.are_homonyms
         for id in group.duplicates:
             self._references.update(group.references.get(str(id), {}))
-        if len(self._shown) < self.largest:
+        if self.largest is None or len(self._shown) < self.largest:
             self._shown.append(group)
