@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flask import Flask, current_app
-from sqlalchemy import Connection, Engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config import (
@@ -107,6 +109,20 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
     for change in outcome.upgrade.changes:
         logger.info("the schema was changed: %s", change)
     return outcome
+
+
+@contextmanager
+def administering() -> Iterator[Engine]:
+    """Yield an engine for commands that change tables: past poolers, as the role that owns them."""
+    settings = current_settings()
+    if settings.admin_url is None:
+        yield db.engine
+        return
+    engine = create_engine(settings.admin_url, **engine_options(settings))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 PROBE = RetryPolicy(attempts=3, deadline=1.0, lock_timeout=0.5, statement_timeout=1.0)

@@ -343,7 +343,7 @@ def test_progress_is_shown_in_lines_where_there_is_no_terminal(
     runner: FlaskCliRunner, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Now and then, on standard error."""
-    monkeypatch.setattr("app.cli.employees.PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr("app.cli.long_work.PROGRESS_EVERY", 0.0)
     result = import_text(runner, folder, numbered(1500))
     assert "read 1000, created 1000, existing 0, rejected 0 so far" in result.stderr
     assert "exported 1000 so far" in runner.invoke(args=["employees", "export"]).stderr

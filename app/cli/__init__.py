@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.cli import employees
+from app.cli import duplicates, employees
 from app.cli.init_db import init_db
 
 
@@ -12,3 +12,4 @@ def init_app(app: Flask) -> None:
     """Add the commands to the application."""
     app.cli.add_command(init_db)
     app.cli.add_command(employees.group)
+    app.cli.add_command(duplicates.group)

@@ -20,14 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import transfer
 from app.cli.init_db import bring_up
+from app.cli.long_work import STOPPED, now_and_then, words
 from app.csv_source import CsvSource, open_csv
 from app.errors import RollcallError, UnusableFile
 from app.transfer import Refusal, Totals
 
 group = AppGroup("employees", help="Import employees from CSV files, and export them.")
-
-PROGRESS_EVERY = 5.0  # seconds, where there is no terminal
-STOPPED = 130  # the exit status that shells give after Ctrl-C
 
 Show = Callable[[Totals], None]
 
@@ -88,7 +86,7 @@ def import_command(
     except UnusableFile as error:
         fault = f"Error: {name}: {error}"
     except (RollcallError, SQLAlchemyError, OSError) as error:
-        fault = f"Error: {_words(error)}. Run it again to go on."
+        fault = f"Error: {words(error)}. Run it again to go on."
     if totals.read or not fault:
         _summarise(totals, time.monotonic() - started, path, as_json)
         fault = fault and f"{fault} What the summary counts is stored."
@@ -104,12 +102,6 @@ def _check_rejects(rejects: Path, file: BinaryIO) -> None:
     with suppress(OSError):  # no such file yet, or a stream that is none
         if os.path.samestat(os.fstat(file.fileno()), rejects.stat()):
             raise click.BadParameter(f"{rejects} is being read; name another file in --rejects")
-
-
-def _words(error: Exception) -> str:
-    """Return what an operator needs of an error: of the database's, its own words."""
-    said = str(getattr(error, "orig", None) or error).strip()
-    return said or "the database is away"
 
 
 def _describe(source: CsvSource) -> None:
@@ -141,7 +133,7 @@ def _rejects(path: Path, source: CsvSource) -> Iterator[Callable[[Refusal], None
 def _progress(path: Path, file: BinaryIO) -> Iterator[Show]:
     """Yield what shows how far it is: a bar on a terminal, a line now and then elsewhere."""
     if not (path.is_file() and sys.stderr.isatty()):
-        say = _now_and_then()
+        say = now_and_then()
         yield lambda totals: say(f"{_counts(totals)} so far")
         return
     with click.progressbar(
@@ -157,19 +149,6 @@ def _progress(path: Path, file: BinaryIO) -> Iterator[Show]:
 
 def _short(totals: Totals | None) -> str:
     return "" if totals is None else f"{totals.read} rows, {totals.rejected} rejected"
-
-
-def _now_and_then() -> Callable[[str], None]:
-    """Return what prints a line, unless it printed another just now."""
-    printed = time.monotonic()
-
-    def say(line: str) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= PROGRESS_EVERY:
-            printed = time.monotonic()
-            click.echo(line, err=True)
-
-    return say
 
 
 def _counts(totals: Totals) -> str:
@@ -200,13 +179,13 @@ def export_command(file: str, delimiter: str) -> None:
     FILE appears when it is complete, and only then.
     """
     bring_up()
-    written, say = 0, _now_and_then()
+    written, say = 0, now_and_then()
     try:
         with _whole(file) as output:
             for written in transfer.export_employees(output, delimiter or ","):
                 say(f"exported {written} so far")
     except (RollcallError, SQLAlchemyError, OSError, UnicodeError) as error:
-        raise click.ClickException(_words(error)) from None
+        raise click.ClickException(words(error)) from None
     click.echo(f"Exported {written} employees.", err=True)
 
 

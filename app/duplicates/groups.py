@@ -43,6 +43,7 @@ class Group:
     key: Mapping[str, Any]  # of the row that is kept, as stored
     homonyms: tuple[str, ...]  # the columns that are filled in several rows, and differ
     references: Mapping[str, Mapping[str, int]]  # by id and reference, how many rows refer to it
+    settled: bool = False  # the kept row has duplicates already, so that no policy chooses
 
     @property
     def unmarked(self) -> tuple[Any, ...]:
@@ -82,11 +83,20 @@ def find_groups(
     sql = groups_sql(tables, table, keep, which, journalled, of is not None, within, page)
     parameters = {"ids": list(of or ()), "table": table.name, "within": within and within.ids}
     parameters |= page._asdict() if page else {}
+    # An option of this statement alone: given to the connection it would stay there, and have every
+    # later statement sent by way of a cursor, which takes no INSERT.
     rows = connection.exec_driver_sql(sql, parameters, execution_options={"yield_per": AT_ONCE})
-    for ids, marked, key, homonyms, references in rows:
+    for ids, marked, key, homonyms, references, settled in rows:
         kept, *duplicates = ids
         yield Group(
-            table.name, kept, tuple(duplicates), tuple(marked), key, tuple(homonyms), references
+            table=table.name,
+            kept=kept,
+            duplicates=tuple(duplicates),
+            marked=tuple(marked),
+            key=key,
+            homonyms=tuple(homonyms),
+            references=references,
+            settled=settled,
         )
 
 
@@ -105,10 +115,9 @@ def groups_sql(
     Keys are compared as if the rows that they refer to were merged already: two employees of one
     name are one where their departments are. Within some of those rows, they are.
     """
-    parts = [] if within else [_kept_of(parent, keep) for parent in tables.parents(table)]
-    canonical = _within(table, tables, within) if within else _canonical(table, tables, which)
-    parts += [canonical, _marked(table, which, journalled)]
-    parts += [_group(table, chosen, page is not None), _member(table), _referring(table)]
+    parts = canonical_parts(tables, table, keep, which, within)
+    parts += [_marked(table, which, journalled), _group(table, chosen, page is not None)]
+    parts += [_member(table), _referring(table)]
     details = [_differing(table, name) for name in table.details]
     homonyms = (
         f"array_remove(ARRAY[{', '.join(details)}]::text[], NULL)" if details else "'{}'::text[]"
@@ -120,13 +129,28 @@ SELECT jsonb_agg(t.{quote(table.id)} ORDER BY {order(table, keep)}),
        (array_agg(jsonb_build_object({_key_object(table)}) ORDER BY {order(table, keep)}))[1],
        {homonyms},
        coalesce(jsonb_object_agg(t.{quote(table.id)}::text, r.counts)
-                FILTER (WHERE r.counts IS NOT NULL), '{{}}')
+                FILTER (WHERE r.counts IS NOT NULL), '{{}}'),
+       bool_or(m.has_duplicates)
   FROM member AS m
   JOIN {table.table} AS t ON t.{quote(table.id)} = m.id
   LEFT JOIN referring AS r ON r.id = m.id
  GROUP BY m.n
  ORDER BY {"" if page else "count(*) DESC, "}min(m.n)
 """
+
+
+def canonical_parts(
+    tables: Tables,
+    table: KeyedTable,
+    keep: str,
+    which: Which = "all",
+    within: Within | None = None,
+) -> list[str]:
+    """Return CTEs that end in ``canonical``: id, and the key as new rows have it in k0, k1, …"""
+    if within:
+        return [_within(table, tables, within)]
+    parents = [_kept_of(parent, keep) for parent in tables.parents(table)]
+    return [*parents, _canonical(table, tables, which)]
 
 
 def order(table: KeyedTable, keep: str) -> str:

@@ -128,7 +128,7 @@ class Tables:
         for table in self.by_oid.values():
             if table.model is model:
                 return table
-        raise UnknownTable(f"the table of {model.__name__} is not there")
+        raise UnknownTable(f"there is no table {inspect(model).local_table.name}")
 
     def parents(self, table: KeyedTable) -> list[KeyedTable]:
         """Return the keyed tables that the table's key refers to, other than itself."""
@@ -160,7 +160,10 @@ class Tables:
 def read_tables(
     connection: Connection, model: Model, soft_references: Sequence[SoftReference] = ()
 ) -> Tables:
-    """Return the tables of the model and of all others with a natural key that belong to it."""
+    """Return the tables of the model and of all others with a natural key that belong to it.
+
+    Raises UnknownTable for one without the mixin's columns, and for a soft reference that is none.
+    """
     found = {}
     for candidate in _models_with(model):
         local: Table = inspect(candidate).local_table
@@ -195,6 +198,9 @@ def _read(
     (primary_key,) = inspect(model).primary_key
     key = tuple(named[attribute].name for attribute in model.__natural_key__)
     mark = named["duplicate_of_id"].name
+    missing = [name for name in (primary_key.name, *key, mark) if name not in there]
+    if missing:
+        raise UnknownTable(f"the table {table.name} has no column {missing[0]}")
     kept_by_us = {mark, named["creation_token"].name, primary_key.name, *key}
     kept_by_us |= {named[attribute].name for attribute in model.__bookkeeping__}
     return KeyedTable(
