@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,12 @@ def administering() -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def patient_policy() -> RetryPolicy:
+    """Return the bounds of a unit of work that nobody waits for with a request in hand."""
+    policy = current_settings().retry_policy
+    return replace(policy, attempts=1000, deadline=300.0, statement_timeout=3600.0)
 
 
 PROBE = RetryPolicy(attempts=3, deadline=1.0, lock_timeout=0.5, statement_timeout=1.0)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from app.cli.long_work import Progress
+from app.cli.text import make_console, text_table
 from app.duplicates.groups import Group
 from app.duplicates.near import Near, find_near
 from app.duplicates.report import Survey, TableReport, reason
 
-WIDE = 10_000  # columns, where there is no terminal to fit into
 MOST_IDS = 20  # shown of one group
 
 
@@ -116,7 +114,7 @@ def _near(near: Near) -> dict[str, Any]:
 def print_text(surveys: Sequence[Survey], suggestions: int, show: Progress) -> None:
     """Print a summary and the largest groups of each table, and what to do next."""
     reports = []
-    console = _console()
+    console = make_console()
     for survey in surveys:
         for _ in _watched(survey, show):
             pass
@@ -129,12 +127,6 @@ def print_text(surveys: Sequence[Survey], suggestions: int, show: Progress) -> N
     console.print(_next_step(reports))
 
 
-def _console() -> Console:
-    """Return a console that writes what it is given as it is, and cuts nothing off."""
-    width = None if sys.stdout.isatty() else WIDE
-    return Console(width=width, markup=False, emoji=False, highlight=False)
-
-
 def _print_table(console: Console, report: TableReport) -> None:
     for line in _summary(report):
         console.print(line)
@@ -142,7 +134,7 @@ def _print_table(console: Console, report: TableReport) -> None:
         console.print(f"The largest groups, {len(report.largest)} of {report.groups}:")
         rows = (_row(group, report.keep) for group in report.largest)
         header = ("kept", "why", "duplicates", "key", "differ in", "referred to by")
-        console.print(_table(header, rows))
+        console.print(text_table(header, rows))
     console.print()
 
 
@@ -162,15 +154,6 @@ def _summary(report: TableReport) -> Iterator[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _row(group: Group, keep: str) -> Sequence[str]:
@@ -207,7 +190,7 @@ def _print_near(console: Console, name: str, near: Near) -> None:
             for one in near.suggestions
             for place, (id, key) in enumerate(zip(one.ids, one.keys, strict=True))
         ]
-        console.print(_table(("score", "id", "key", "differ in"), rows))
+        console.print(text_table(("score", "id", "key", "differ in"), rows))
     else:
         console.print(f"No near duplicates among the {near.compared} keys of {name}.")
     if near.incomplete:
