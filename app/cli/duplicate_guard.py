@@ -117,6 +117,9 @@ def _told(outcomes: Sequence[Guarded]) -> Iterator[str]:
             f"{one.table}: guarded. Marked {one.marked} duplicates, normalised {one.normalised} "
             f"keys, renamed {one.renamed} rows."
         )
+        yield from (f"  moved {count} rows: {name}" for name, count in one.moved.items() if count)
+        for name, count in one.collapsed.items():
+            yield f"  became duplicates by that, and were marked: {count} rows of {name}"
         yield from (f"  {action}" for action in one.actions)
     yield "From now on PostgreSQL refuses new duplicates. Next: flask duplicates merge --all"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, Engine
 
@@ -33,6 +33,8 @@ class Guarded:
     marked: int = 0
     normalised: int = 0
     renamed: int = 0
+    moved: dict[str, int] = field(default_factory=dict)  # rows that came along, by reference
+    collapsed: dict[str, int] = field(default_factory=dict)  # duplicates for it, by table
     passes: int = 0
     actions: tuple[str, ...] = ()
 
@@ -132,6 +134,7 @@ def _guard(engine: Engine, marker: Marker, lock_timeout: float, tell: Tell) -> G
         )
         outcome.actions += built.actions
         if built.guard:
+            outcome.moved, outcome.collapsed = dict(marker.moved), dict(marker.collapsed)
             return outcome
     raise NotGuarded(
         f"new duplicates of {name} keep arriving: run it again with --refuse-unsafe-writers"

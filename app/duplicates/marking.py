@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +16,7 @@ from app.duplicates import journal
 from app.duplicates.groups import AT_ONCE, Group, find_groups
 from app.duplicates.journal import Change, Journal
 from app.duplicates.merge import beginning, keep_out, races
-from app.duplicates.merging import Merging, Rules
+from app.duplicates.merging import Merging, Outcome, Rules
 from app.duplicates.plan import Decisions
 from app.duplicates.rows import lock_rows
 from app.duplicates.tables import KeyedTable, Tables, quote
@@ -23,6 +24,7 @@ from app.errors import GroupChanged
 from app.transactions import RetryPolicy, run
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # More than some 32 predicate locks on a table become one on all of it, which every writer meets.
 GROUPS_AT_ONCE = 8
@@ -47,6 +49,8 @@ class Marker:
         self.rules = rules
         self.policy = policy
         self.decisions = decisions
+        self.moved: Counter[str] = Counter()  # rows of other tables that came along
+        self.collapsed: Counter[str] = Counter()  # those of them that are duplicates for it
 
     def mark_all(self, tell: Callable[[int], object]) -> int:
         """Mark the duplicates that are there now; return how many they were."""
@@ -74,18 +78,22 @@ class Marker:
     def _mark(self, groups: Sequence[Group]) -> int:
         duplicates = [id for group in groups for id in group.duplicates]
 
-        def work(session: Session, unanswered: int | None) -> int:
+        def work(session: Session, unanswered: Outcome | None) -> Outcome:
             connection = keep_out(session, self.tables, self.table, self.policy)
             writer = Journal(connection, self.table)
-            if unanswered is not None and journal.has(connection, self.table, unanswered):
+            if unanswered is not None and journal.has(connection, self.table, unanswered.id):
                 return unanswered
             entry = writer.begin(journal.MARK, self.table, None, duplicates)
+            outcome = Outcome(entry, self.table.name, None, tuple(duplicates))
             for group in groups:
                 rules = replace(self.rules, accept_homonyms=self._accepts(group))
-                self._mark_group(Merging(connection, self.tables, writer, rules), group)
-            return entry
+                merging = Merging(connection, self.tables, writer, rules, outcome)
+                self._mark_group(merging, group)
+            return outcome
 
-        self._run(work)
+        outcome = self._run(work)
+        self.moved += outcome.repointed
+        self.collapsed += outcome.collapsed
         return len(duplicates)
 
     def _accepts(self, group: Group) -> bool:
@@ -155,7 +163,7 @@ class Marker:
                 changes.append(Change({table.id: id}, before, after))
         return changes
 
-    def _run(self, work: Callable[[Session, int | None], int]) -> int:
+    def _run(self, work: Callable[[Session, Result | None], Result]) -> Result:
         return run(
             self.engine,
             work,

@@ -43,17 +43,17 @@ def merge_group(
         connection = keep_out(session, tables, table, policy)
         if unanswered is not None and journal.has(connection, table, unanswered.id):
             return unanswered
-        writer = Journal(connection, table)
-        merging = Merging(connection, tables, writer, rules)
-        kept, rows = merging.lock(table, group.kept, group.duplicates)
         already = journal.merged_among(connection, table, group.duplicates)
+        writer = Journal(connection, table)
         entry = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
-        merging.outcome = Outcome(entry, table.name, group.kept, group.duplicates)
+        outcome = Outcome(entry, table.name, group.kept, group.duplicates)
+        merging = Merging(connection, tables, writer, rules, outcome)
+        kept, rows = merging.lock(table, group.kept, group.duplicates)
         merging.mark(table, kept, rows)
         # What a person has blanked since stays blank.
         merging.fill(table, kept, [row for row in rows if row.id not in already], group.fill)
         merging.repoint(table, kept, rows)
-        return merging.outcome
+        return outcome
 
     try:
         return run(engine, work, policy, races(tables), beginning(tables, table))

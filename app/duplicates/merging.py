@@ -54,13 +54,18 @@ class Merging:
     """Merges rows within a transaction; everything is journalled."""
 
     def __init__(
-        self, connection: Connection, tables: Tables, journal: Journal, rules: Rules
+        self,
+        connection: Connection,
+        tables: Tables,
+        journal: Journal,
+        rules: Rules,
+        outcome: Outcome,
     ) -> None:
         self.connection = connection
         self.tables = tables
         self.journal = journal
         self.rules = rules
-        self.outcome = Outcome(0, "", None, ())
+        self.outcome = outcome
 
     def lock(self, table: KeyedTable, kept: Any, ids: Sequence[Any]) -> tuple[Row, list[Row]]:
         """Lock the rows of a group. Raises GroupChanged where they are none any more."""

@@ -82,8 +82,8 @@ def _purge(
         raise GroupChanged("a row of it is no duplicate any more")
     writer = Journal(connection, table)
     entry = writer.begin(journal.PURGE, table, merge.kept, merge.duplicates)
-    merging = Merging(connection, tables, writer, rules)
-    merging.outcome = Outcome(entry, table.name, merge.kept, tuple(merge.duplicates))
+    outcome = Outcome(entry, table.name, merge.kept, tuple(merge.duplicates))
+    merging = Merging(connection, tables, writer, rules, outcome)
     for root in roots:
         ids = [row.id for row in there.values() if row.mark == root]
         merging.repoint(table, *merging.lock(table, root, ids))
@@ -93,4 +93,4 @@ def _purge(
         f"UPDATE {table.schema}.rollcall_merge SET purged_at = clock_timestamp() WHERE id = %(id)s",
         {"id": merge.id},
     )
-    return Purged(merge.id, deleted, sum(merging.outcome.repointed.values()))
+    return Purged(merge.id, deleted, sum(outcome.repointed.values()))
