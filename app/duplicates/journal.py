@@ -51,6 +51,17 @@ CREATE TABLE IF NOT EXISTS {schema}.rollcall_change (
     CONSTRAINT pk_rollcall_change PRIMARY KEY (merge_id, step, number)
 );
 """
+# For one of many transactions in succession: a crash of the server takes back the last moment's,
+# each as a whole, and the next run does them again. :func:`flush` comes after the last.
+NOT_WAITING = "SET LOCAL synchronous_commit = off; "
+
+
+def flush(engine: Engine) -> None:
+    """Return when everything that was committed before is on disk."""
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_current_xact_id()"))
+
+
 # Of two who create it at once: pg_type_typname_nsp_index, duplicate table, duplicate object.
 CREATED_MEANWHILE = ("23505", "42P07", "42710")
 
@@ -83,17 +94,13 @@ def merged_ids(table: KeyedTable) -> str:
     )
 
 
-def merged_among(connection: Connection, table: KeyedTable, ids: Sequence[Any]) -> set[Any]:
-    """Return those of the ids whose rows have been merged into another already."""
-    among = " OR ".join(f"e.duplicates @> CAST(%(id_{n})s AS jsonb)" for n in range(len(ids)))
-    parameters = {f"id_{number}": json.dumps([id]) for number, id in enumerate(ids)}
-    rows = connection.exec_driver_sql(
-        f"SELECT e.duplicates FROM {table.schema}.rollcall_merge AS e"
-        f" WHERE e.action = '{MERGE}' AND e.table_name = %(table)s AND e.undone_at IS NULL"
-        f" AND ({among})",
-        {"table": table.name, **parameters},
+def is_merged(table: KeyedTable) -> str:
+    """Return whether rows ``t`` have been merged into others, as SQL."""
+    return (
+        f"EXISTS (SELECT FROM {table.schema}.rollcall_merge AS e"
+        f" WHERE e.duplicates @> jsonb_build_array(t.{quote(table.id)}) AND e.undone_at IS NULL"
+        f" AND e.action = '{MERGE}' AND e.table_name = {literal(table.name)})"
     )
-    return {id for (duplicates,) in rows for id in duplicates}.intersection(ids)
 
 
 class Change(NamedTuple):

@@ -64,6 +64,7 @@ class Marker:
             for some in in_parts(map(self.decisions.apply, groups), at_once):
                 marked += self._mark_if_unchanged(some)
                 tell(marked)
+        journal.flush(self.engine)
         return marked
 
     def _mark_if_unchanged(self, groups: Sequence[Group]) -> int:
@@ -114,6 +115,7 @@ class Marker:
             for some in in_parts((id for (id,) in rows), ROWS_AT_ONCE):
                 normalised += self._normalise_if_free(some)
                 tell(normalised)
+        journal.flush(self.engine)
         return normalised
 
     def _unnormalised_sql(self) -> str:

@@ -32,31 +32,31 @@ def merge_group(
     group: PlannedGroup,
     rules: Rules,
     policy: RetryPolicy,
+    waiting: bool = True,
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
     Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
-    Nothing is ever deleted or set to NULL.
+    Nothing is ever deleted or set to NULL. One of many need not be waited for: see journal.flush().
     """
 
     def work(session: Session, unanswered: Outcome | None) -> Outcome:
         connection = keep_out(session, tables, table, policy)
         if unanswered is not None and journal.has(connection, table, unanswered.id):
             return unanswered
-        already = journal.merged_among(connection, table, group.duplicates)
         writer = Journal(connection, table)
-        entry = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
-        outcome = Outcome(entry, table.name, group.kept, group.duplicates)
+        outcome = Outcome(0, table.name, group.kept, group.duplicates)
         merging = Merging(connection, tables, writer, rules, outcome)
         kept, rows = merging.lock(table, group.kept, group.duplicates)
+        outcome.id = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
         merging.mark(table, kept, rows)
         # What a person has blanked since stays blank.
-        merging.fill(table, kept, [row for row in rows if row.id not in already], group.fill)
+        merging.fill(table, kept, [row for row in rows if not row.merged], group.fill)
         merging.repoint(table, kept, rows)
         return outcome
 
     try:
-        return run(engine, work, policy, races(tables), beginning(tables, table))
+        return run(engine, work, policy, races(tables), beginning(tables, table, waiting))
     except IntegrityError as error:
         raise RowsCollide([from_error(error)]) from error
 
@@ -93,6 +93,7 @@ def merge_all(
                     else:
                         merged += 1
                     yield outcome
+        journal.flush(engine)
         if not merged:
             return
 
@@ -111,6 +112,7 @@ def merge_planned(
             same = rules.accept_homonyms or planned.decision == SAME
             decided = replace(rules, accept_homonyms=same)
             yield _merge_or_leave(engine, tables, table, planned, decided, policy)
+    journal.flush(engine)
 
 
 def _merge_or_leave(
@@ -122,7 +124,7 @@ def _merge_or_leave(
     policy: RetryPolicy,
 ) -> Outcome | Left:
     try:
-        return merge_group(engine, tables, table, group, rules, policy)
+        return merge_group(engine, tables, table, group, rules, policy, waiting=False)
     except (GroupChanged, HomonymsFound, RowsCollide) as error:
         return Left(group, error)
 
@@ -132,11 +134,10 @@ def races(tables: Tables) -> frozenset[str]:
     return frozenset().union(*(race_indexes(table.name) for table in tables.by_oid.values()))
 
 
-def beginning(tables: Tables, table: KeyedTable) -> str:
-    """Return what a transaction on rows of a table begins with."""
-    if tables.children(table):
-        return journal.ONE_TIME_ZONE  # and then keep_out()
-    return journal.ONE_TIME_ZONE + after_lists([table.table])
+def beginning(tables: Tables, table: KeyedTable, waiting: bool = False) -> str:
+    """Return what a transaction on rows of a table begins with; keep_out() is to follow."""
+    lock = "" if tables.children(table) else after_lists([table.table])
+    return f"{journal.ONE_TIME_ZONE}{'' if waiting else journal.NOT_WAITING}{lock}"
 
 
 def keep_out(

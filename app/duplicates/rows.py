@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from app.duplicates.journal import is_merged
 from app.duplicates.tables import KeyedTable, Tables, literal, quote
 
 
@@ -21,6 +22,7 @@ class Row:
     key: tuple[Any, ...]
     stored: Mapping[str, Any]  # the columns of the key, and those that refer to its own table
     details: Mapping[str, str | None]  # as text to compare; None: blank
+    merged: bool  # into another, by a merge that was not undone
 
 
 def read_rows(
@@ -44,7 +46,8 @@ def lock_rows(
 def _rows(connection: Connection, sql: str, ids: Sequence[Any]) -> dict[Any, Row]:
     result = connection.exec_driver_sql(sql, {"ids": list(ids)})
     return {
-        id: Row(id, mark, tuple(key), stored, details) for id, mark, key, stored, details in result
+        id: Row(id, mark, tuple(key), stored, details, merged)
+        for id, mark, key, stored, details, merged in result
     }
 
 
@@ -57,7 +60,8 @@ def _sql(tables: Tables, table: KeyedTable) -> str:
     details = ", ".join(table.detail(name) for name in table.details)
     return f"""
 SELECT to_jsonb({id}), to_jsonb({mark}), jsonb_build_array({keys}),
-       {_object(stored)}, jsonb_object(ARRAY[{names}]::text[], ARRAY[{details}]::text[])
+       {_object(stored)}, jsonb_object(ARRAY[{names}]::text[], ARRAY[{details}]::text[]),
+       {is_merged(table) if table.key else "false"}
   FROM {table.table} AS t WHERE {id} = ANY ({table.ids("ids")}) ORDER BY {id}"""
 
 
