@@ -143,7 +143,8 @@ WITH_LENGTH = POST + b"Content-Length: 500\r\n\r\n"
 def test_a_body_of_unannounced_length_has_the_same_limit(service: Service) -> None:
     """It is not cut off at the limit and taken for whole."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
-    too_large = (b'{"name": "big"}', *[b" " * 65536] * 64, b"garbage")
+    # No more than the server still reads after its answer: it would hang up on who sends on.
+    too_large = (b'{"name": "big"}', *[b" " * 65536] * 32, b"garbage")
     headers = {"Content-Type": "application/json"}
     with closing(connection):
         connection.request("POST", "/api/v1/departments", iter([b'{"name": "A"}']), headers)
