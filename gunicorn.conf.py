@@ -1,5 +1,6 @@
 """How gunicorn serves Rollcall: ``gunicorn wsgi:app`` reads this file."""
 
+import os
 import signal
 import sys
 
@@ -26,9 +27,14 @@ graceful_timeout = 30
 loglevel = settings.log_level.lower()
 control_socket_disable = True
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
 
 def on_starting(server):
     """Bring the database up once, before the workers; stop with one line where that fails."""
+    os.register_at_fork(
+        before=hold_stops_back, after_in_parent=let_stops_in, after_in_child=be_mortal
+    )
     try:
         with create_app().app_context():
             bootstrap_database()
@@ -45,9 +51,28 @@ def when_ready(server):
 
 
 def post_fork(server, worker):
-    """Begin a worker's life: mortal, and with no connection that another process opened."""
-    # Until the worker sets its own handlers it has the master's, which would swallow a SIGTERM.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Begin a worker's life with no connection that another process opened."""
     if server.cfg.preload_app:
         with worker.app.wsgi().app_context():
             db.engine.dispose(close=False)
+
+
+def hold_stops_back():
+    """Have the kernel keep signals to stop until we or the worker are ready for them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def let_stops_in():
+    """Take signals to stop again, and what came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def be_mortal():
+    """Have signals to stop end a new worker, which has nothing to finish yet.
+
+    Until it sets its own handlers it has the master's. They would swallow the signal, and the
+    master would wait for the worker until graceful_timeout is over.
+    """
+    for number in STOPS:
+        signal.signal(number, signal.SIG_DFL)
+    let_stops_in()

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import psutil
 from sqlalchemy import NullPool, create_engine, text
 
 from tests.conftest import unguard
@@ -23,6 +24,10 @@ from tests.races import eventually
 
 ROOT = Path(__file__).parent.parent
 GUNICORN = str(Path(sys.executable).with_name("gunicorn"))
+# Less than gunicorn's graceful_timeout: a worker that hangs is still there to be looked at.
+PATIENCE = 25.0
+# A signal of faulthandler's that gunicorn leaves alone.
+DUMP = signal.SIGBUS
 
 
 def free_port() -> int:
@@ -55,10 +60,29 @@ class Service:
         except OSError:
             return False
 
-    def stop(self, how: int = signal.SIGTERM) -> int:
-        """End the service and return its exit status."""
+    def stop(self, how: int = signal.SIGTERM, patience: float = PATIENCE) -> int:
+        """End the service and return its exit status.
+
+        Fails when it is not gone in time, and says then what each of its processes was doing.
+        """
         self.process.send_signal(how)
-        return self.process.wait(30)
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._dump()
+            log = self.log.read_text(errors="replace")
+            raise AssertionError(f"not gone {patience:g} s after signal {how}:\n{log}") from None
+
+    def _dump(self) -> None:
+        """End each process with its stacks in the log, one by one, so that they do not mix."""
+        master = psutil.Process(self.process.pid)
+        for process in [master, *master.children(recursive=True)]:
+            with suppress(psutil.Error):  # it has ended by itself
+                process.send_signal(DUMP)
+                process.wait(5)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def exchange(
@@ -95,7 +119,13 @@ def serving(
         process = subprocess.Popen(
             [GUNICORN, application],
             cwd=project,
-            env={**os.environ, "BIND": "127.0.0.1", "PORT": str(port), **environment},
+            env={
+                **os.environ,
+                "BIND": "127.0.0.1",
+                "PORT": str(port),
+                "PYTHONFAULTHANDLER": "1",
+                **environment,
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

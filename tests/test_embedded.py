@@ -38,9 +38,11 @@ FAST = {"fsync": "off"}
 IS_ROOT = os.geteuid() == 0
 # A process that uses the server in argv[1] until its standard input ends.
 USER = """
-    import sys
+    import signal, sys
     from pathlib import Path
     from migrations_bootstrap.embedded import EmbeddedServer
+    # A run in the background of a shell ignores it, which is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     server = EmbeddedServer(Path(sys.argv[1]), settings={"fsync": "off"})
     sys.stdin.readline()
     server.attach()
@@ -76,7 +78,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.03)  # a look through all processes takes 10 ms, from what is waited for
 
 
 def words_of(process: psutil.Process) -> list[str]:

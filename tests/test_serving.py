@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from app.worker import Worker
 from tests.conftest import empty
 from tests.ledger import stored, verify
 from tests.load import under_load
-from tests.races import terminate_backends, together
+from tests.races import eventually, terminate_backends, together
 from tests.serving import Service, exchange, serving, serving_as_it_is
 
 
@@ -90,6 +93,26 @@ def test_an_unreachable_server_stops_the_start_with_one_line(tmp_path: Path) -> 
     assert "secret" not in log
 
 
+HASTY = """
+import os, signal
+exec(open("gunicorn.conf.py").read())
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.{}))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+def test_a_worker_that_is_told_to_stop_at_its_very_start_does(
+    name: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes before the worker has any handler but the master's, and is not lost."""
+    hasty = tmp_path / "hasty.py"
+    hasty.write_text(HASTY.format(name))
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", f"--config {hasty}")
+    with serving(tmp_path, ready=False, DATABASE_URL=database_url) as service:
+        eventually(lambda: f"was sent {name}!" in service.log.read_text())
+        assert service.stop() == 0
+
+
 def test_a_connection_that_was_cut_does_not_show(either: Engine, tmp_path: Path) -> None:
     """Backends are terminated between requests: reads and writes are run again."""
     with serving_as_it_is(url_of(either), tmp_path, WEB_CONCURRENCY="1") as service:
@@ -121,7 +144,8 @@ WITH_LENGTH = POST + b"Content-Length: 500\r\n\r\n"
 def test_a_body_of_unannounced_length_has_the_same_limit(service: Service) -> None:
     """It is not cut off at the limit and taken for whole."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
-    too_large = (b'{"name": "big"}', *[b" " * 65536] * 64, b"garbage")
+    # No more than the server still reads after its answer: it would hang up on who sends on.
+    too_large = (b'{"name": "big"}', *[b" " * 65536] * 32, b"garbage")
     headers = {"Content-Type": "application/json"}
     with closing(connection):
         connection.request("POST", "/api/v1/departments", iter([b'{"name": "A"}']), headers)
@@ -217,3 +241,32 @@ def test_batches_and_single_creates_do_not_starve_each_other(
     assert {status for answers in singles for status, _ in answers} == {201}
     assert all(batches)
     assert all(singles)
+
+
+HANGS = """
+import os, signal, time
+def hang():
+    time.sleep(60)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    print("started", flush=True)
+hang()
+"""
+
+
+def test_a_service_that_does_not_stop_says_what_it_is_doing(tmp_path: Path) -> None:
+    """The failure shows the stacks of each of its processes, and none of them is left."""
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-c", HANGS],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    eventually(lambda: "started" in log.read_text())
+    with pytest.raises(AssertionError, match=r"not gone 0\.1 s after signal 15") as caught:
+        Service(process, 0, log).stop(patience=0.1)
+    assert str(caught.value).count(" in hang") == 2
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
