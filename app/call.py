@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -30,8 +30,22 @@ def read_call(model: type[Any], /, defaults: Mapping[str, Any] | None = None, **
 
     Raises TypeError for a wrong key, an unknown column, or a column default that reads its context.
     """
-    require_natural_key(model, key)
+    (token,) = _new_tokens(1)
+    return _read(_rules_of(inspect(model)), token, defaults, **key)
+
+
+def read_calls(model: type[Any], items: Sequence[Mapping[str, Any]]) -> list[Call]:
+    """Do for each item, the arguments of a call, what :func:`read_call` does."""
     rules = _rules_of(inspect(model))
+    tokens = _new_tokens(len(items))
+    return [_read(rules, token, **item) for item, token in zip(items, tokens, strict=True)]
+
+
+def _read(
+    rules: _Rules, token: uuid.UUID, /, defaults: Mapping[str, Any] | None = None, **key: Any
+) -> Call:
+    model = rules.model
+    require_natural_key(model, key)
     given = dict(defaults or {})
     if not given.keys() <= rules.further:
         unknown = ", ".join(sorted(given.keys() - rules.further))
@@ -40,18 +54,21 @@ def read_call(model: type[Any], /, defaults: Mapping[str, Any] | None = None, **
         if name not in given:
             given[name] = default.arg(_NoContext()) if default.is_callable else default.arg
     texts = tuple([spellings(key[name]) for name in model.__natural_key__])
-    return Call(texts, given, _new_token())
+    return Call(texts, given, token)
 
 
-def _new_token() -> uuid.UUID:
-    """Return a UUID of version 7 (RFC 9562): the time, then 74 random bits.
+def _new_tokens(count: int) -> Iterator[uuid.UUID]:
+    """Yield UUIDs of version 7 (RFC 9562): the time, then 74 random bits.
 
     Tokens are indexed. Random ones would each touch another page of the index, and write it whole
     after each checkpoint; those of one time are neighbours.
     """
     milliseconds = time.time_ns() // 1_000_000
-    value = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
-    return uuid.UUID(int=value & ~VERSION_AND_VARIANT | 7 << 76 | 2 << 62)
+    fixed = milliseconds << 80 | 7 << 76 | 2 << 62
+    random = os.urandom(10 * count)
+    for at in range(0, len(random), 10):
+        bits = int.from_bytes(random[at : at + 10], "big")
+        yield uuid.UUID(int=fixed | bits & ~VERSION_AND_VARIANT)
 
 
 VERSION_AND_VARIANT = 0xF << 76 | 3 << 62
@@ -74,6 +91,7 @@ def require_natural_key(model: type[Any], key: Mapping[str, Any]) -> None:
 class _Rules(NamedTuple):
     """What the calls of a model may say."""
 
+    model: type[Any]
     further: frozenset[str]  # what defaults may give
     defaults: tuple[tuple[str, Any], ...]  # the columns' own that an ORM flush runs in Python
 
@@ -89,7 +107,7 @@ def _rules_of(mapper: Mapper[Any]) -> _Rules:
         for name, default in own.items()
         if default is not None and (default.is_callable or default.is_scalar)
     )
-    return _Rules(further, tuple(in_python))
+    return _Rules(model, further, tuple(in_python))
 
 
 class _NoContext:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app import transactions
 from app.batch import Row, find_or_create_all, keep_writers_out
-from app.call import Call, read_call, with_key
+from app.call import read_call, read_calls, with_key
 from app.config import request_policy
 from app.db import db
 from app.errors import (
@@ -156,7 +156,7 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
     """
     if not items:
         return []
-    calls = [_employee_call(**item) for item in items]
+    calls = read_calls(Employee, [_arguments(**item) for item in items])
     names = dict.fromkeys(item["department"] for item in items if "department" in item)
     departments = {name: read_call(Department, name=name) for name in names}
 
@@ -186,11 +186,11 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
     ]
 
 
-def _employee_call(
+def _arguments(
     name: str, department_id: int | None = None, department: str | None = None, **details: Any
-) -> Call:
-    """Return the call of an item; a department that is given by its name is put in later."""
-    return read_call(Employee, details, name=name, department_id=department_id)
+) -> dict[str, Any]:
+    """Return what an item calls with; a department that is given by its name is put in later."""
+    return {"name": name, "department_id": department_id, "defaults": details}
 
 
 def _require_known(session: Session, items: Sequence[Mapping[str, Any]]) -> None:

@@ -37,7 +37,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from app.batch import Row, find_or_create_all, keep_writers_out
-from app.call import read_call, require_natural_key
+from app.call import read_call, read_calls, require_natural_key
 from app.errors import NotStored
 from app.natural_key import canonical, columns_of, equals, spellings
 from app.statement import plan_for, shape_of, values_of
@@ -125,7 +125,7 @@ class GetOrCreateMixin:
         and TypeError where only some of the items give a column that the database has a default
         for.
         """
-        calls = [read_call(cls, **item) for item in items]
+        calls = read_calls(cls, list(items))
         indexes = race_indexes(inspect(cls).local_table.name)
         engine: Engine = _ask(cls.__binding__.engine)
 

@@ -118,24 +118,22 @@ def _checked(source: CsvSource) -> Iterator[list[Candidate | Refusal]]:
 
 def _check(header: Sequence[str], rows: Sequence[Row]) -> list[Candidate | Refusal]:
     columns = [(place, name) for place, name in enumerate(header) if name in schema.fields]
-    given = [_given(columns, row) for row in rows]
-    messages: dict[Any, Any] = {}
+    return [_examined(columns, row) for row in rows]
+
+
+def _examined(columns: Sequence[tuple[int, str]], row: Row) -> Candidate | Refusal:
+    if row.fault:
+        return Refusal(row, row.fault)
     try:
-        items = schema.load(given, many=True)
+        return Candidate(row, schema.load(_given(columns, row)))
     except ValidationError as error:
-        items, messages = error.valid_data, error.messages_dict
-    return [
-        Refusal(row, row.fault or _reason(messages[place]))
-        if row.fault or place in messages
-        else Candidate(row, items[place])
-        for place, row in enumerate(rows)
-    ]
+        return Refusal(row, _reason(error.messages_dict))
 
 
 def _given(columns: Sequence[tuple[int, str]], row: Row) -> dict[str, str]:
-    """Return what a row says; an empty cell says nothing, and neither does a row at fault."""
+    """Return what a row says; an empty cell says nothing."""
     cells = row.cells
-    return {} if row.fault else {name: cells[at] for at, name in columns if cells[at].strip()}
+    return {name: cells[at] for at, name in columns if cells[at].strip()}
 
 
 def _reason(messages: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What is measured of Rollcall alone: bulk, the time of a start, memory."""
+"""What is measured of Rollcall alone: bulk, who creates beside it, the time of a start, memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -25,11 +25,13 @@ from benchmarks.measure import Bench
 from benchmarks.plan import MAIN_SIZE
 from benchmarks.processes import BenchmarkError, run
 from benchmarks.roster import PEERS, PROCESSES, program
-from benchmarks.services import PATH, Service, serving
+from benchmarks.services import PATH, Service, serving, somebody
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1_000
+LIST_SENDERS = 2
+SINGLE_CREATORS = 6
 ROLLCALL = PEERS["rollcall"]
 START = """
 import time
@@ -47,6 +49,7 @@ class Extras(Bench):
         """Take those that are planned."""
         kinds = {
             "batch": self._batch,
+            "beside": self._beside,
             "import": self._import,
             "start": self._start,
             "memory": self._memory,
@@ -75,6 +78,34 @@ class Extras(Bench):
                 self.databases.checkpoint()
                 rates[f"senders: {senders}"] = _send_batches(service, senders, self.plan.batches)
         return rates
+
+    def _beside(self) -> dict[str, float]:
+        """Return how long a single create takes at most while others send lists back to back."""
+        with self._service() as service:
+            _send_batches(service, 1, 2)
+            before = self.databases.employees(str(service.database))
+            self.databases.checkpoint()
+            until = partial(_until, time.monotonic() + self.plan.beside)
+            with ThreadPoolExecutor(LIST_SENDERS + SINGLE_CREATORS) as pool:
+                sending = [
+                    pool.submit(_send, service, f"{PATH}/batch", until(_batch_body))
+                    for _ in range(LIST_SENDERS)
+                ]
+                creating = [
+                    pool.submit(_send, service, PATH, until(_single_body))
+                    for _ in range(SINGLE_CREATORS)
+                ]
+            lists = [answer for one in sending for answer in one.result()]
+            singles = [answer for one in creating for answer in one.result()]
+            grown = self.databases.employees(str(service.database)) - before
+        created = len(lists) * BATCH + len(singles)
+        if grown != created:
+            raise BenchmarkError(f"{created} creations were acknowledged, {grown} are there")
+        return {
+            "batches": len(lists),
+            "single creates": len(singles),
+            "longest single create in seconds": max(answer.seconds for answer in singles),
+        }
 
     def _import(self) -> dict[str, float]:
         """Return employees a second of a whole run of the command, its start included."""
@@ -143,11 +174,12 @@ def _send_batches(service: Service, senders: int, batches: int) -> float:
     shares = [batches // senders + (number < batches % senders) for number in range(senders)]
     # Written beforehand: what the client does must not count.
     bodies = [[_batch_body() for _ in range(share)] for share in shares]
+    send = partial(_send, service, f"{PATH}/batch")
     started = time.perf_counter()
     with ThreadPoolExecutor(senders) as pool:
-        answers = [each for one in pool.map(partial(_send, service), bodies) for each in one]
+        answers = [each for one in pool.map(send, bodies) for each in one]
     seconds = time.perf_counter() - started
-    created = sum(int(json.loads(answer)["created"]) for answer in answers)
+    created = sum(int(json.loads(answer.content)["created"]) for answer in answers)
     if created != batches * BATCH:
         raise BenchmarkError(f"{created} of {batches * BATCH} employees were created by batches")
     return created / seconds
@@ -158,18 +190,39 @@ def _batch_body() -> bytes:
     return json.dumps({"items": items}).encode()
 
 
-def _send(service: Service, bodies: Sequence[bytes]) -> list[bytes]:
-    """Send one batch after the other on one connection and return the answers."""
-    connection = HTTPConnection("127.0.0.1", service.port, timeout=60)
+def _single_body() -> bytes:
+    (name,) = new_names(1)
+    return json.dumps(somebody(name)).encode()
+
+
+def _until(deadline: float, body: Callable[[], bytes]) -> Iterator[bytes]:
+    """Yield one body after the other until it is late."""
+    while time.monotonic() < deadline:
+        yield body()
+
+
+class Answer(NamedTuple):
+    """What a request was answered, and after how many seconds."""
+
+    content: bytes
+    seconds: float
+
+
+def _send(service: Service, path: str, bodies: Iterable[bytes]) -> list[Answer]:
+    """Send one body after the other on one connection and return the answers."""
     answers = []
-    for body in bodies:
-        connection.request("POST", f"{PATH}/batch", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise BenchmarkError(f"a batch is answered {answer.status}: {content[:200]!r}")
-        answers.append(content)
-    connection.close()
+    with closing(HTTPConnection("127.0.0.1", service.port, timeout=60)) as connection:
+        for body in bodies:
+            started = time.perf_counter()
+            try:
+                connection.request("POST", path, body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                content = response.read()
+            except (OSError, HTTPException) as error:
+                raise BenchmarkError(f"{path} gives no answer: {error!r}") from error
+            if response.status not in (200, 201):
+                raise BenchmarkError(f"{path} answers {response.status}: {content[:200]!r}")
+            answers.append(Answer(content, time.perf_counter() - started))
     return answers
 
 

@@ -16,6 +16,7 @@ VERDICTS = {True: "reached", False: "**not reached**", None: "not measured"}
 TITLE = "# How fast it is\n"
 EXTRA_TITLES = {
     "batch": "employees a second by `POST /api/v1/employees/batch`, 1,000 a request",
+    "beside": "single creates by six clients, beside two that send lists of 1,000 back to back",
     "import": "`flask employees import`, from its start to its end",
     "start": "seconds to import `app` and call `create_app`",
     "memory": "resident MB of each worker, by the requests it answered",

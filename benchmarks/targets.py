@@ -100,6 +100,13 @@ TARGETS = (
     Target("retries per creation of a random name", retries, 0.05, at_least=False),
     Target("batches, one sender", extra("batch", "senders: 1"), 25_000, unit="rows/s"),
     Target("batches, two senders", extra("batch", "senders: 2"), 25_000, unit="rows/s"),
+    Target(
+        "longest single create beside two senders of lists",
+        extra("beside", "longest single create in seconds"),
+        1,
+        at_least=False,
+        unit="s",
+    ),
     Target("import of a file", extra("import", "rows/s"), 25_000, unit="rows/s"),
     Target("import of `app` and create_app", start, 0.7, at_least=False, unit="s"),
     Target("memory of a worker after 100,000 requests", memory, 100, at_least=False, unit="MB"),
