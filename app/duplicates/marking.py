@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -80,16 +79,13 @@ class Marker:
             if unanswered is not None and journal.has(connection, self.table, unanswered):
                 return unanswered
             entry = writer.begin(journal.MARK, self.table, None, duplicates)
+            merging = Merging(connection, self.tables, writer, self.rules, self.decisions)
             for group in groups:
-                rules = replace(self.rules, accept_homonyms=self._accepts(group))
-                self._mark_group(Merging(connection, self.tables, writer, rules), group)
+                self._mark_group(merging, group)
             return entry
 
         self._run(work)
         return len(duplicates)
-
-    def _accepts(self, group: Group) -> bool:
-        return self.rules.accept_homonyms or self.decisions.are_same(group)
 
     def _mark_group(self, merging: Merging, group: Group) -> None:
         kept, rows = merging.lock(self.table, group.kept, group.duplicates)

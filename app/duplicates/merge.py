@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
@@ -15,7 +15,7 @@ from app.duplicates.collisions import from_error
 from app.duplicates.groups import find_groups
 from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
-from app.duplicates.plan import LEAVE, SAME, PlannedGroup
+from app.duplicates.plan import LEAVE, Decisions, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide
 from app.get_or_create import race_indexes
@@ -32,9 +32,11 @@ def merge_group(
     group: PlannedGroup,
     rules: Rules,
     policy: RetryPolicy,
+    decisions: Decisions | None = None,
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
+    ``decisions`` are what a plan says of homonyms, also of those that come about by the merge.
     Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
     Nothing is ever deleted or set to NULL.
     """
@@ -44,7 +46,7 @@ def merge_group(
         if unanswered is not None and journal.has(connection, table, unanswered.id):
             return unanswered
         writer = Journal(connection, table)
-        merging = Merging(connection, tables, writer, rules)
+        merging = Merging(connection, tables, writer, rules, decisions or Decisions([group]))
         kept, rows = merging.lock(table, group.kept, group.duplicates)
         already = journal.merged_among(connection, table, group.duplicates)
         entry = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
@@ -106,11 +108,10 @@ def merge_planned(
     policy: RetryPolicy,
 ) -> Iterator[Outcome | Left]:
     """Merge the groups of a reviewed plan that are of this table, save those that it leaves."""
-    for planned in groups:
+    decisions = Decisions(groups)
+    for planned in decisions.groups:
         if planned.table == table.name and planned.decision != LEAVE:
-            same = rules.accept_homonyms or planned.decision == SAME
-            decided = replace(rules, accept_homonyms=same)
-            yield _merge_or_leave(engine, tables, table, planned, decided, policy)
+            yield _merge_or_leave(engine, tables, table, planned, rules, policy, decisions)
 
 
 def _merge_or_leave(
@@ -120,9 +121,10 @@ def _merge_or_leave(
     group: PlannedGroup,
     rules: Rules,
     policy: RetryPolicy,
+    decisions: Decisions | None = None,
 ) -> Outcome | Left:
     try:
-        return merge_group(engine, tables, table, group, rules, policy)
+        return merge_group(engine, tables, table, group, rules, policy, decisions)
     except (GroupChanged, HomonymsFound, RowsCollide) as error:
         return Left(group, error)
 
@@ -135,8 +137,8 @@ def races(tables: Tables) -> frozenset[str]:
 def beginning(tables: Tables, table: KeyedTable) -> str:
     """Return what a transaction on rows of a table begins with."""
     if tables.children(table):
-        return journal.ONE_TIME_ZONE  # and then keep_out()
-    return journal.ONE_TIME_ZONE + after_lists([table.table])
+        return journal.ONE_FORMAT  # and then keep_out()
+    return journal.ONE_FORMAT + after_lists([table.table])
 
 
 def keep_out(
