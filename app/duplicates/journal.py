@@ -74,7 +74,7 @@ def create(engine: Engine, table: KeyedTable) -> None:
 
 def exists(connection: Connection, table: KeyedTable) -> bool:
     """Tell whether there is a journal beside the table."""
-    name = f"{table.schema}.rollcall_change"
+    name = f"{table.schema}.rollcall_change".replace("%%", "%")
     return connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is not None
 
 

@@ -84,7 +84,7 @@ class Marker:
                 self._mark_group(merging, group)
             return entry
 
-        self._run(work)
+        self._run(work, races(self.tables))
         return len(duplicates)
 
     def _mark_group(self, merging: Merging, group: Group) -> None:
@@ -134,10 +134,12 @@ class Marker:
             if changes:
                 writer = Journal(connection, self.table)
                 writer.begin(journal.MARK, self.table, None, [])
-                writer.change(self.table.table, changes)
+                for change in changes:
+                    writer.change(self.table.table, [change])
             return len(changes) if unanswered is None else unanswered
 
-        return self._run(work)
+        # A key that is taken stays so: here the guard is no race that could be won.
+        return self._run(work, frozenset())
 
     def _new_keys(
         self, connection: Connection, rows: Mapping[Any, Mapping[str, Any] | None]
@@ -145,20 +147,17 @@ class Marker:
         table = self.table
         changes = []
         for id, row in lock_rows(connection, self.tables, table, list(rows)).items():
-            before = {name: row.stored[name] for name in table.key}
-            after = {**dict(zip(table.key, row.key, strict=True)), **(rows[id] or {})}
-            if row.mark is None and before != after:
+            key = {**dict(zip(table.key, row.key, strict=True)), **(rows[id] or {})}
+            # Only what differs: a number would lose digits on its way through JSON.
+            after = {name: value for name, value in key.items() if value != row.stored[name]}
+            if row.mark is None and after:
+                before = {name: row.stored[name] for name in after}
                 changes.append(Change({table.id: id}, before, after))
         return changes
 
-    def _run(self, work: Callable[[Session, int | None], int]) -> int:
-        return run(
-            self.engine,
-            work,
-            self.policy,
-            races(self.tables),
-            beginning(self.tables, self.table),
-        )
+    def _run(self, work: Callable[[Session, int | None], int], race_indexes: frozenset[str]) -> int:
+        begin = beginning(self.tables, self.table)
+        return run(self.engine, work, self.policy, race_indexes, begin)
 
 
 def in_parts(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -61,6 +61,21 @@ class Decisions:
         others = tuple(id for id in (group.kept, *group.duplicates) if id != planned.kept)
         return replace(group, kept=planned.kept, duplicates=others)
 
+    def renames(self, group: Group) -> bool:
+        """Tell whether some of the rows get another key."""
+        planned = self.of(group)
+        return planned is not None and bool(planned.rename)
+
+    def new_keys(self, table: str) -> dict[Any, Mapping[str, Any]]:
+        """Return the keys that rows of a table get, by id."""
+        groups = (group for group in self.groups if group.table == table)
+        return {
+            id: group.rename[str(id)]
+            for group in groups
+            for id in (group.kept, *group.duplicates)
+            if str(id) in group.rename
+        }
+
     def are_same(self, group: Group) -> bool:
         """Tell whether somebody has said that the rows are the same."""
         planned = self.of(group)

@@ -82,7 +82,7 @@ GUARD_IS_VALID = text("""
 
 
 def _guard_state(connection: Connection, table: KeyedTable) -> str:
-    name = f"{table.schema}.{quote(guard_name(table.name))}"
+    name = f"{table.schema}.{quote(guard_name(table.name))}".replace("%%", "%")
     valid = connection.scalar(GUARD_IS_VALID, {"name": name})
     return {None: "none", False: "invalid", True: "valid"}[valid]
 
