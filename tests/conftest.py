@@ -22,6 +22,7 @@ from app.models import NATURAL_KEYS, Department
 from app.transactions import RetryPolicy
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
+from tests.duplicated import Site
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
@@ -227,3 +228,40 @@ def own(fresh_database: str) -> Iterator[Engine]:
     yield engine
     session.remove()
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def shared_site(server: EmbeddedServer, administrator: Engine) -> Iterator[Engine]:
+    """A database for the tests of duplicates; one for each would take them most of their time."""
+    engine = create_engine(server.url("site"))
+    with administrator.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE site")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def site(shared_site: Engine) -> Iterator[Site]:
+    """The service's tables as a legacy database has them: without guards, and empty."""
+    db.Model.metadata.create_all(shared_site)
+    site = Site(shared_site)
+    site.run(*indexes_of_a_legacy_table("department"), *indexes_of_a_legacy_table("employee"))
+    yield site
+    shared_site.dispose()
+    site.run(
+        "DO $$ DECLARE name text; BEGIN FOR name IN SELECT nspname FROM pg_namespace"
+        " WHERE nspname !~ '^(pg_|information_schema)'"
+        " LOOP EXECUTE format('DROP SCHEMA %%I CASCADE', name); END LOOP; END $$",
+        "CREATE SCHEMA public",
+    )
+
+
+def indexes_of_a_legacy_table(table: str) -> Iterator[str]:
+    """Yield the statements that index a table as its adoption does."""
+    key = ", ".join(NATURAL_KEYS[table])
+    canonical, created = "duplicate_of_id IS NULL", "creation_token IS NOT NULL"
+    yield f"CREATE INDEX ix_{table}_natural_key ON {table} ({key}) WHERE {canonical}"
+    yield (
+        f"CREATE UNIQUE INDEX uq_{table}_creation_token ON {table} (creation_token) WHERE {created}"
+    )
+    yield f"CREATE INDEX ix_{table}_duplicate_of_id ON {table} (duplicate_of_id)"

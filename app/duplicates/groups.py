@@ -252,12 +252,17 @@ def _group(table: KeyedTable, chosen: bool, paged: bool) -> str:
     roots = f"SELECT coalesce({quote(table.mark)}, {quote(table.id)}) FROM {table.table}"
     wanted = f"AND bool_or(c.id IN ({roots} WHERE {quote(table.id)} = ANY ({table.ids('ids')})))"
     return f"""grouped AS MATERIALIZED (
-  SELECT row_number() OVER (ORDER BY min(c.id)) AS n, array_agg(c.id) AS roots
+  SELECT row_number() OVER (ORDER BY {_first(table)}) AS n, array_agg(c.id) AS roots
     FROM canonical AS c LEFT JOIN (SELECT DISTINCT root FROM marked) AS m ON m.root = c.id
    GROUP BY {keys}
   HAVING (count(*) > 1 OR bool_or(m.root IS NOT NULL)) {wanted if chosen else ""}
          {"AND min(c.id) > %(after)s" if paged else ""}
    ORDER BY min(c.id) {"LIMIT %(limit)s" if paged else ""})"""
+
+
+def _first(table: KeyedTable) -> str:
+    """Return the lowest id of a group; PostgreSQL has no minimum of uuids."""
+    return "min(c.id::text)" if table.id_type == "uuid" else "min(c.id)"
 
 
 def _member(table: KeyedTable) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DataError, IntegrityError
 
 from app.duplicates import journal
 from app.duplicates.groups import Group, find_groups
@@ -17,7 +18,8 @@ from app.duplicates.undo import undo
 from app.duplicates.writers import admit_all_writers, refuse_unsafe_writers
 from app.errors import HomonymsFound, MergesRemain, NotGuarded, UnusablePlan
 from app.transactions import RetryPolicy
-from migrations_bootstrap import converge_indexes
+from migrations_bootstrap import BootstrapError, converge_indexes
+from migrations_bootstrap.catalogue import get_table
 
 # Writers whom nothing holds off may make new duplicates while the index is built.
 PASSES = 10
@@ -57,13 +59,16 @@ def guard(
     again while new duplicates arrive. It may be interrupted and run again. ``refuse_unsafe`` has
     writers below SERIALIZABLE refused meanwhile. ``tell`` is told what is done, and how much.
 
-    Raises HomonymsFound before anything is changed, NotGuarded where duplicates keep arriving, and
-    BootstrapError, which names who holds up an index build for more than ``lock_timeout`` seconds.
+    Raises HomonymsFound and UnusablePlan before anything is changed but for the names that the plan
+    gives, NotGuarded where duplicates keep arriving, and BootstrapError, which names who holds up
+    an index build for more than ``lock_timeout`` seconds.
     """
     with engine.connect() as connection:
         tables = read_tables(connection, model, soft_references)
-    wanted = in_order(tables, tables.of(model))
+        wanted = in_order(tables, tables.of(model))
+        _require_found_by_name(connection, wanted)
     decisions = decisions or Decisions()
+    _require_decided(engine, tables, wanted, rules, decisions, before_renaming=True)
     for table in wanted:
         journal.create(engine, table)
     renamed = {table.oid: _rename(engine, tables, table, decisions, policy) for table in wanted}
@@ -95,12 +100,30 @@ def undecided(
                 yield group
 
 
+def _require_found_by_name(connection: Connection, wanted: list[KeyedTable]) -> None:
+    """Refuse tables whose indexes cannot be built, which are found by their bare names."""
+    for table in wanted:
+        if get_table(connection, table.name).oid != table.oid:
+            raise BootstrapError(f"another table is called {table.name!r} on the search path")
+
+
 def _require_decided(
-    engine: Engine, tables: Tables, wanted: list[KeyedTable], rules: Rules, decisions: Decisions
+    engine: Engine,
+    tables: Tables,
+    wanted: list[KeyedTable],
+    rules: Rules,
+    decisions: Decisions,
+    before_renaming: bool = False,
 ) -> None:
+    """Raise HomonymsFound; a group that some row is about to leave is looked at after that."""
     if rules.accept_homonyms:
         return
-    groups = [one for table in wanted for one in undecided(engine, tables, table, rules, decisions)]
+    groups = [
+        one
+        for table in wanted
+        for one in undecided(engine, tables, table, rules, decisions)
+        if not (before_renaming and decisions.renames(one))
+    ]
     if groups:
         raise HomonymsFound(groups)
 
@@ -110,14 +133,16 @@ def _rename(
 ) -> int:
     """Give rows the keys that the plan gives them; return how many had another one."""
     marker = Marker(engine, tables, table, Rules(), policy, decisions)
+    keys = decisions.new_keys(table.name)
+    if not all(key.keys() <= set(table.key) for key in keys.values()):
+        raise UnusablePlan(f"the key of {table.name} is {', '.join(table.key)}")
     renamed = 0
-    for group in decisions.groups:
-        if group.table == table.name and group.rename:
-            for key in group.rename.values():
-                if not key.keys() <= set(table.key):
-                    raise UnusablePlan(f"the key of {table.name} is {', '.join(table.key)}")
-            keys = {id: group.rename[str(id)] for id in group.ids if str(id) in group.rename}
-            renamed += marker.rekey(keys)
+    for id, key in keys.items():
+        try:
+            renamed += marker.rekey({id: key})
+        except (IntegrityError, DataError) as error:
+            reason = f"{table.name} {id} cannot be given {dict(key)}: {error.orig}"
+            raise UnusablePlan(reason) from error
     return renamed
 
 
@@ -158,7 +183,9 @@ def unguard(
     with engine.connect() as connection:
         tables = read_tables(connection, model)
         table = tables.of(model)
-        marks = _marks(connection, table) if unmark and journal.exists(connection, table) else []
+        _require_found_by_name(connection, [table])
+        journalled = unmark and journal.exists(connection, table)
+        marks = _marks(connection, tables, table) if journalled else []
     converge_indexes(engine.url, {table.name: table.key}, guard=False, lock_timeout=lock_timeout)
     restored = 0
     for mark in marks:
@@ -167,14 +194,17 @@ def unguard(
     return restored
 
 
-def _marks(connection: Connection, table: KeyedTable) -> list[int]:
-    of_table = "table_name = %(table)s AND undone_at IS NULL AND action = %(action)s"
+def _marks(connection: Connection, tables: Tables, table: KeyedTable) -> list[int]:
+    """Return the entries to undo. Merges rely on them, those of rows that moved along too."""
+    entries = "table_name = ANY (%(tables)s) AND undone_at IS NULL AND action = %(action)s"
+    names = [table.name, *(child.name for child, _ in tables.children(table))]
     merges, marks = (
-        journal.entries(connection, table, of_table, {"table": table.name, "action": action})
-        for action in (journal.MERGE, journal.MARK)
+        journal.entries(connection, table, entries, {"tables": of, "action": action})
+        for of, action in ((names, journal.MERGE), (names[:1], journal.MARK))
     )
     if merges:
         raise MergesRemain(
-            f"{len(merges)} merges of {table.name} are journalled: undo them before their marks"
+            f"{len(merges)} merges of {', '.join(sorted({one.table for one in merges}))}"
+            " are journalled: undo them before their marks, unless they are purged"
         )
     return [entry.id for entry in marks]

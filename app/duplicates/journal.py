@@ -21,8 +21,12 @@ from app.transactions import sqlstate
 
 MARK, MERGE, PURGE = "mark", "merge", "purge"
 
-# Rows are kept as JSON, in which a time has the zone of the session.
-ONE_TIME_ZONE = "SET LOCAL timezone = 'UTC'; "
+# Rows are kept as JSON, in which values of some types look as the session wants them to.
+ONE_FORMAT = (
+    "SET LOCAL timezone = 'UTC'; SET LOCAL intervalstyle = 'postgres'; "
+    "SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'; "
+    "SET LOCAL datestyle = 'ISO'; "
+)
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {schema}.rollcall_merge (
@@ -81,7 +85,7 @@ def create(engine: Engine, table: KeyedTable) -> None:
 
 def exists(connection: Connection, table: KeyedTable) -> bool:
     """Tell whether there is a journal beside the table."""
-    name = f"{table.schema}.rollcall_change"
+    name = f"{table.schema}.rollcall_change".replace("%%", "%")
     return connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is not None
 
 
@@ -211,7 +215,7 @@ class Journal:
         result = self.connection.exec_driver_sql(
             f"""
 WITH gone AS (DELETE FROM {table.table} AS t WHERE t.{quote(table.id)} = ANY ({table.ids("ids")})
-              RETURNING jsonb_build_object('{table.id}', t.{quote(table.id)}) AS row_key,
+              RETURNING jsonb_build_object({literal(table.id)}, t.{quote(table.id)}) AS row_key,
                         to_jsonb(t) AS before)
 INSERT INTO {self.schema}.rollcall_change (merge_id, step, table_name, row_key, before)
 SELECT %(merge)s, %(step)s, %(table)s, row_key, before FROM gone""",
@@ -280,7 +284,8 @@ def _repoint_sql(schema: str, reference: Reference, target: KeyedTable, skipping
     else:
         row_key = "CAST(NULL AS jsonb)"
         images = f"to_jsonb(c) || jsonb_build_object({before}) AS before, to_jsonb(c) AS after"
-    kept_out = f" AND {row_key} <> ALL (CAST(%(skip)s AS jsonb[]))" if skipping else ""
+    row = row_key if reference.identity else "to_jsonb(c)"
+    kept_out = f" AND {row} <> ALL (CAST(%(skip)s AS jsonb[]))" if skipping else ""
     return f"""
 WITH moved AS (
   UPDATE {reference.table} AS c SET {assignments} FROM {target.table} AS o, {target.table} AS n

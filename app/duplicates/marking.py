@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -86,19 +85,15 @@ class Marker:
                 return unanswered
             entry = writer.begin(journal.MARK, self.table, None, duplicates)
             outcome = Outcome(entry, self.table.name, None, tuple(duplicates))
+            merging = Merging(connection, self.tables, writer, self.rules, self.decisions, outcome)
             for group in groups:
-                rules = replace(self.rules, accept_homonyms=self._accepts(group))
-                merging = Merging(connection, self.tables, writer, rules, outcome)
                 self._mark_group(merging, group)
             return outcome
 
-        outcome = self._run(work)
+        outcome = self._run(work, races(self.tables))
         self.moved += outcome.repointed
         self.collapsed += outcome.collapsed
         return len(duplicates)
-
-    def _accepts(self, group: Group) -> bool:
-        return self.rules.accept_homonyms or self.decisions.are_same(group)
 
     def _mark_group(self, merging: Merging, group: Group) -> None:
         kept, rows = merging.lock(self.table, group.kept, group.duplicates)
@@ -148,10 +143,12 @@ class Marker:
             if changes:
                 writer = Journal(connection, self.table)
                 writer.begin(journal.MARK, self.table, None, [])
-                writer.change(self.table.table, changes)
+                for change in changes:
+                    writer.change(self.table.table, [change])
             return len(changes) if unanswered is None else unanswered
 
-        return self._run(work)
+        # A key that is taken stays so: here the guard is no race that could be won.
+        return self._run(work, frozenset())
 
     def _new_keys(
         self, connection: Connection, rows: Mapping[Any, Mapping[str, Any] | None]
@@ -159,20 +156,19 @@ class Marker:
         table = self.table
         changes = []
         for id, row in lock_rows(connection, self.tables, table, list(rows)).items():
-            before = {name: row.stored[name] for name in table.key}
-            after = {**dict(zip(table.key, row.key, strict=True)), **(rows[id] or {})}
-            if row.mark is None and before != after:
+            key = {**dict(zip(table.key, row.key, strict=True)), **(rows[id] or {})}
+            # Only what differs: a number would lose digits on its way through JSON.
+            after = {name: value for name, value in key.items() if value != row.stored[name]}
+            if row.mark is None and after:
+                before = {name: row.stored[name] for name in after}
                 changes.append(Change({table.id: id}, before, after))
         return changes
 
-    def _run(self, work: Callable[[Session, Result | None], Result]) -> Result:
-        return run(
-            self.engine,
-            work,
-            self.policy,
-            races(self.tables),
-            beginning(self.tables, self.table),
-        )
+    def _run(
+        self, work: Callable[[Session, Result | None], Result], race_indexes: frozenset[str]
+    ) -> Result:
+        begin = beginning(self.tables, self.table)
+        return run(self.engine, work, self.policy, race_indexes, begin)
 
 
 def in_parts(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

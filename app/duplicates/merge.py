@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
@@ -15,7 +15,7 @@ from app.duplicates.collisions import from_error
 from app.duplicates.groups import find_groups
 from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
-from app.duplicates.plan import LEAVE, SAME, PlannedGroup
+from app.duplicates.plan import LEAVE, Decisions, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide
 from app.get_or_create import race_indexes
@@ -32,10 +32,12 @@ def merge_group(
     group: PlannedGroup,
     rules: Rules,
     policy: RetryPolicy,
+    decisions: Decisions | None = None,
     waiting: bool = True,
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
+    ``decisions`` are what a plan says of homonyms, also of those that come about by the merge.
     Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
     Nothing is ever deleted or set to NULL. One of many need not be waited for: see journal.flush().
     """
@@ -46,7 +48,8 @@ def merge_group(
             return unanswered
         writer = Journal(connection, table)
         outcome = Outcome(0, table.name, group.kept, group.duplicates)
-        merging = Merging(connection, tables, writer, rules, outcome)
+        decided = decisions or Decisions([group])
+        merging = Merging(connection, tables, writer, rules, decided, outcome)
         kept, rows = merging.lock(table, group.kept, group.duplicates)
         outcome.id = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
         merging.mark(table, kept, rows)
@@ -107,11 +110,10 @@ def merge_planned(
     policy: RetryPolicy,
 ) -> Iterator[Outcome | Left]:
     """Merge the groups of a reviewed plan that are of this table, save those that it leaves."""
-    for planned in groups:
+    decisions = Decisions(groups)
+    for planned in decisions.groups:
         if planned.table == table.name and planned.decision != LEAVE:
-            same = rules.accept_homonyms or planned.decision == SAME
-            decided = replace(rules, accept_homonyms=same)
-            yield _merge_or_leave(engine, tables, table, planned, decided, policy)
+            yield _merge_or_leave(engine, tables, table, planned, rules, policy, decisions)
     journal.flush(engine)
 
 
@@ -122,9 +124,10 @@ def _merge_or_leave(
     group: PlannedGroup,
     rules: Rules,
     policy: RetryPolicy,
+    decisions: Decisions | None = None,
 ) -> Outcome | Left:
     try:
-        return merge_group(engine, tables, table, group, rules, policy, waiting=False)
+        return merge_group(engine, tables, table, group, rules, policy, decisions, waiting=False)
     except (GroupChanged, HomonymsFound, RowsCollide) as error:
         return Left(group, error)
 
@@ -137,7 +140,7 @@ def races(tables: Tables) -> frozenset[str]:
 def beginning(tables: Tables, table: KeyedTable, waiting: bool = False) -> str:
     """Return what a transaction on rows of a table begins with; keep_out() is to follow."""
     lock = "" if tables.children(table) else after_lists([table.table])
-    return f"{journal.ONE_TIME_ZONE}{'' if waiting else journal.NOT_WAITING}{lock}"
+    return f"{journal.ONE_FORMAT}{'' if waiting else journal.NOT_WAITING}{lock}"
 
 
 def keep_out(

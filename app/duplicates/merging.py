@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 from app.duplicates.collisions import Collision, find_collisions
 from app.duplicates.groups import Group, Within, find_groups
 from app.duplicates.journal import Change, Journal
-from app.duplicates.rows import Row, lock_rows
+from app.duplicates.plan import Decisions
+from app.duplicates.rows import Row, first_filled, have_key_of, lock_rows, own_references, refer
 from app.duplicates.tables import KeyedTable, Reference, Tables, plain_table, quote
 from app.errors import GroupChanged, HomonymsFound, RowsCollide, UnusablePlan
 
@@ -59,12 +60,14 @@ class Merging:
         tables: Tables,
         journal: Journal,
         rules: Rules,
+        decisions: Decisions,
         outcome: Outcome,
     ) -> None:
         self.connection = connection
         self.tables = tables
         self.journal = journal
         self.rules = rules
+        self.decisions = decisions
         self.outcome = outcome
 
     def lock(self, table: KeyedTable, kept: Any, ids: Sequence[Any]) -> tuple[Row, list[Row]]:
@@ -73,9 +76,18 @@ class Merging:
         if kept not in rows or rows[kept].mark is not None:
             raise GroupChanged(f"{table.name} {kept} is not a row to keep any more")
         others = [rows[id] for id in ids if id in rows]
-        if len(others) < len(ids) or not all(_belongs(row, rows[kept]) for row in others):
+        if len(others) < len(ids) or not self._belong(table, rows[kept], others):
             raise GroupChanged(f"the duplicates of {table.name} {kept} have changed")
         return rows[kept], others
+
+    def _belong(self, table: KeyedTable, kept: Row, rows: Sequence[Row]) -> bool:
+        """Tell whether the rows are duplicates of the one that is kept, marked or not."""
+        unmarked = [row for row in rows if row.mark is None]
+        if not {row.mark for row in rows} <= {None, kept.id, *_ids(rows)}:
+            return False
+        if all(row.key == kept.key for row in unmarked):
+            return True
+        return have_key_of(self.connection, self.tables, table, kept.id, _ids(unmarked))
 
     def mark(self, table: KeyedTable, kept: Row, rows: Sequence[Row]) -> None:
         """Have the rows, and what points at them, point at the one that is kept.
@@ -83,13 +95,20 @@ class Merging:
         Raises HomonymsFound for rows that were none when they were found.
         """
         unmarked = [row for row in rows if row.mark is None]
-        differing = _differing([kept, *unmarked]) if not self.rules.accept_homonyms else ()
-        if unmarked and differing:
-            group = Group(table.name, kept.id, _ids(unmarked), (), kept.stored, differing, {})
-            raise HomonymsFound([group])
+        key = {name: kept.stored[name] for name in table.key}
+        differing = _differing([kept, *unmarked])
+        self._require_decided([Group(table.name, kept.id, _ids(unmarked), (), key, differing, {})])
         marks = {row.id: kept.id for row in unmarked}
         changes = [_marking(table, id, None, kept.id) for id in marks]
         self.journal.change(table.table, [*changes, *self._chained(table, marks)])
+
+    def _require_decided(self, groups: Sequence[Group]) -> None:
+        """Raise HomonymsFound for groups that nobody has decided on."""
+        homonyms = [
+            group for group in groups if group.are_homonyms and not self.decisions.are_same(group)
+        ]
+        if homonyms and not self.rules.accept_homonyms:
+            raise HomonymsFound(homonyms)
 
     def _chained(self, table: KeyedTable, kept: Mapping[Any, Any]) -> list[Change]:
         """Return the changes that lead what points at new duplicates to the rows that are kept."""
@@ -118,19 +137,11 @@ class Merging:
         the others move: the guard would refuse them side by side even for a moment.
         """
         within = Within(column, [kept, *ids])
-        groups = list(
-            find_groups(
-                self.connection,
-                self.tables,
-                child,
-                self.rules.keep,
-                which="unmarked",
-                within=within,
-            )
+        found = find_groups(
+            self.connection, self.tables, child, self.rules.keep, which="unmarked", within=within
         )
-        homonyms = [group for group in groups if group.homonyms]
-        if homonyms and not self.rules.accept_homonyms:
-            raise HomonymsFound(homonyms)
+        groups = list(map(self.decisions.apply, found))
+        self._require_decided(groups)
         self._mark_moved(child, column, kept, groups)
         reference = next(
             one for one in table.references if (one.oid, one.columns) == (child.oid, (column,))
@@ -182,11 +193,25 @@ class Merging:
         for name, id in sources.items():
             if name not in table.details or id not in by_id or kept.details[name] is not None:
                 raise UnusablePlan(f"{table.name} {kept.id}: {name} cannot be filled from {id}")
-            _require_other(table, name, by_id[id], {kept.id, *by_id})
         if sources:
+            self._require_other(table, kept, rows, sources)
             self.journal.fill(table, kept.id, sources)
             if (table.name, kept.id) == (self.outcome.table, self.outcome.kept):
                 self.outcome.filled.update(sources)
+
+    def _require_other(
+        self, table: KeyedTable, kept: Row, rows: Sequence[Row], sources: Mapping[str, Any]
+    ) -> None:
+        """Refuse to fill columns so that their row would refer to itself."""
+        by_id = {row.id: row for row in rows}
+        stored = {
+            name: by_id[sources[name]].stored[name] if name in sources else value
+            for name, value in kept.stored.items()
+        }
+        for reference in own_references(table):
+            filled = sources.keys() & set(reference.columns)
+            if filled and any(refer(stored, row, reference) for row in (kept, *rows)):
+                raise RowsCollide([_itself(table, reference, kept)])
 
     def repoint(self, table: KeyedTable, kept: Row, rows: Sequence[Row]) -> None:
         """Have whatever refers to the rows refer to the one that is kept.
@@ -224,8 +249,13 @@ class Merging:
         self, table: KeyedTable, reference: Reference, kept: Row, rows: Sequence[Row]
     ) -> None:
         ids = _ids(rows)
+        blank = [name for name in reference.targets if kept.stored[name] is None]
+        if blank:
+            reason = f"{reference.name} would be NULL, as {', '.join(blank)} of {kept.id} is"
+            raise RowsCollide([Collision(reference.table_name, reason, None, ())])
         collisions = find_collisions(self.connection, reference, table, kept.id, ids)
-        collisions += _to_itself(table, reference, kept, ids)
+        if reference.oid == table.oid and any(refer(kept.stored, row, reference) for row in rows):
+            collisions.append(_itself(table, reference, kept))
         policy = self.rules.on_collision.get(reference.table_name)
         if collisions and policy is None:
             raise RowsCollide(collisions)
@@ -248,22 +278,8 @@ class Merging:
             self.absorb(child, rows[first], [rows[id] for id in others])
 
 
-def first_filled(table: KeyedTable, kept: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return, by blank detail of the row that is kept, the first of the rows that has it."""
-    found = {}
-    for name in table.details:
-        source = next((row.id for row in rows if row.details[name] is not None), None)
-        if kept.details[name] is None and source is not None:
-            found[name] = source
-    return found
-
-
 def _ids(rows: Iterable[Row]) -> tuple[Any, ...]:
     return tuple(row.id for row in rows)
-
-
-def _belongs(row: Row, kept: Row) -> bool:
-    return row.mark == kept.id or (row.mark is None and row.key == kept.key)
 
 
 def _differing(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -277,22 +293,10 @@ def _marking(table: KeyedTable, id: Any, before: Any, kept: Any) -> Change:
     return Change({table.id: id}, {table.mark: before}, {table.mark: kept})
 
 
-def _require_other(table: KeyedTable, name: str, source: Row, group: set[Any]) -> None:
-    """Refuse to fill a column so that its row would refer to itself."""
-    if source.stored.get(name) in group - {None}:
-        reason = f"{name} would refer to the row itself"
-        raise RowsCollide([Collision(table.name, reason, None, [{table.id: source.id}])])
-
-
-def _to_itself(
-    table: KeyedTable, reference: Reference, kept: Row, ids: Sequence[Any]
-) -> list[Collision]:
-    """Return the kept row itself, where it refers to one of its duplicates."""
-    own = reference.oid == table.oid and reference.targets == (table.id,)
-    if not own or kept.stored[reference.columns[0]] not in ids:
-        return []
-    reason = f"{reference.columns[0]} would refer to the row itself"
-    return [Collision(table.name, reason, None, [{table.id: kept.id}])]
+def _itself(table: KeyedTable, reference: Reference, kept: Row) -> Collision:
+    """Return the row that is kept, which would come to refer to itself."""
+    reason = f"{', '.join(reference.columns)} would refer to the row itself"
+    return Collision(table.name, reason, None, [{table.id: kept.id}])
 
 
 def _referring_sql(table: KeyedTable) -> str:

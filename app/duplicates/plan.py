@@ -11,8 +11,7 @@ from sqlalchemy import Connection
 
 from app.duplicates.collisions import find_collisions
 from app.duplicates.groups import Group
-from app.duplicates.merging import first_filled
-from app.duplicates.rows import read_rows
+from app.duplicates.rows import first_filled, read_rows
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import UnusablePlan
 
@@ -47,18 +46,35 @@ class Decisions:
 
     def __init__(self, groups: Iterable[PlannedGroup] = ()) -> None:
         self.groups = list(groups)
-        self._by_ids = {(one.table, one.ids): one for one in self.groups}
+        self._by_id = {(one.table, id): one for one in self.groups for id in one.ids}
 
     def of(self, group: Group) -> PlannedGroup | None:
-        """Return what the plan says of exactly these rows."""
-        return self._by_ids.get((group.table, frozenset([group.kept, *group.duplicates])))
+        """Return what the plan says of these rows, of which some may be marked or gone by now."""
+        planned = self._by_id.get((group.table, group.kept))
+        return planned if planned and planned.ids >= {group.kept, *group.duplicates} else None
 
     def apply(self, group: Group) -> Group:
         """Return the group with the row kept that the plan keeps."""
         planned = self.of(group)
-        if planned is None or planned.kept == group.kept:
+        if planned is None or planned.kept not in group.duplicates:
             return group
-        return replace(group, kept=planned.kept, duplicates=planned.duplicates)
+        others = tuple(id for id in (group.kept, *group.duplicates) if id != planned.kept)
+        return replace(group, kept=planned.kept, duplicates=others)
+
+    def renames(self, group: Group) -> bool:
+        """Tell whether some of the rows get another key."""
+        planned = self.of(group)
+        return planned is not None and bool(planned.rename)
+
+    def new_keys(self, table: str) -> dict[Any, Mapping[str, Any]]:
+        """Return the keys that rows of a table get, by id."""
+        groups = (group for group in self.groups if group.table == table)
+        return {
+            id: group.rename[str(id)]
+            for group in groups
+            for id in (group.kept, *group.duplicates)
+            if str(id) in group.rename
+        }
 
     def are_same(self, group: Group) -> bool:
         """Tell whether somebody has said that the rows are the same."""
@@ -110,7 +126,7 @@ def read_plan(file: TextIO) -> list[PlannedGroup]:
     """Return the groups of a plan. Raises UnusablePlan, which says what is wrong and where."""
     try:
         content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusablePlan(f"it is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("rollcall_plan") != VERSION:
         raise UnusablePlan(f'it does not begin with {{"rollcall_plan": {VERSION}')

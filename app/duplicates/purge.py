@@ -14,6 +14,7 @@ from app.duplicates.collisions import from_error
 from app.duplicates.journal import Entry, Journal
 from app.duplicates.merge import beginning, keep_out, races
 from app.duplicates.merging import Merging, Outcome, Rules
+from app.duplicates.plan import Decisions
 from app.duplicates.rows import lock_rows
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import GroupChanged, HomonymsFound, RowsCollide
@@ -83,7 +84,7 @@ def _purge(
     writer = Journal(connection, table)
     entry = writer.begin(journal.PURGE, table, merge.kept, merge.duplicates)
     outcome = Outcome(entry, table.name, merge.kept, tuple(merge.duplicates))
-    merging = Merging(connection, tables, writer, rules, outcome)
+    merging = Merging(connection, tables, writer, rules, Decisions(), outcome)
     for root in roots:
         ids = [row.id for row in there.values() if row.mark == root]
         merging.repoint(table, *merging.lock(table, root, ids))

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from app.duplicates.journal import is_merged
-from app.duplicates.tables import KeyedTable, Tables, literal, quote
+from app.duplicates.tables import KeyedTable, Reference, Tables, literal, quote
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Row:
     id: Any
     mark: Any
     key: tuple[Any, ...]
-    stored: Mapping[str, Any]  # the columns of the key, and those that refer to its own table
+    stored: Mapping[str, Any]  # the id, the key, what refers to its own table, what is referred to
     details: Mapping[str, str | None]  # as text to compare; None: blank
     merged: bool  # into another, by a merge that was not undone
 
@@ -55,7 +55,9 @@ def _rows(connection: Connection, sql: str, ids: Sequence[Any]) -> dict[Any, Row
 def _sql(tables: Tables, table: KeyedTable) -> str:
     id, mark = f"t.{quote(table.id)}", f"t.{quote(table.mark)}" if table.mark else "NULL::int"
     keys = ", ".join(tables.key(table, name) for name in table.key)
-    stored = {name: f"t.{quote(name)}" for name in (*table.key, *own_references(table))}
+    own = (name for one in own_references(table) for name in one.columns)
+    targets = (name for one in table.references for name in one.targets)
+    stored = {name: f"t.{quote(name)}" for name in (table.id, *table.key, *own, *targets)}
     names = ", ".join(map(literal, table.details))
     details = ", ".join(table.detail(name) for name in table.details)
     return f"""
@@ -70,7 +72,37 @@ def _object(values: Mapping[str, str]) -> str:
     return f"jsonb_build_object({', '.join(pairs)})"
 
 
-def own_references(table: KeyedTable) -> list[str]:
-    """Return the columns of a table that refer to rows of the same table."""
-    own = (one for one in table.references if one.oid == table.oid)
-    return [name for reference in own for name in reference.columns]
+def own_references(table: KeyedTable) -> list[Reference]:
+    """Return the references by which a table's rows refer to one another."""
+    return [one for one in table.references if one.oid == table.oid]
+
+
+def refer(stored: Mapping[str, Any], row: Row, reference: Reference) -> bool:
+    """Tell whether what is stored in a table's columns refers to a row of the same table."""
+    pairs = zip(reference.columns, reference.targets, strict=True)
+    return all(stored[own] is not None and stored[own] == row.stored[of] for own, of in pairs)
+
+
+def have_key_of(
+    connection: Connection, tables: Tables, table: KeyedTable, kept: Any, ids: Sequence[Any]
+) -> bool:
+    """Ask the database, which may compare in its own way, whether rows have the key of another."""
+    key = ", ".join(tables.key(table, name) for name in table.key)
+    id = f"t.{quote(table.id)}"
+    sql = (
+        f"SELECT count(*) FROM {table.table} AS t WHERE {id} = ANY ({table.ids('ids')})"
+        f" AND ROW({key}) IS NOT DISTINCT FROM"
+        f" (SELECT ROW({key}) FROM {table.table} AS t WHERE {id} = %(kept)s)"
+    )
+    found = connection.exec_driver_sql(sql, {"ids": list(ids), "kept": kept}).scalar_one()
+    return bool(found == len(ids))
+
+
+def first_filled(table: KeyedTable, kept: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return, by blank detail of the row that is kept, the first of the rows that has it."""
+    found = {}
+    for name in table.details:
+        source = next((row.id for row in rows if row.details[name] is not None), None)
+        if kept.details[name] is None and source is not None:
+            found[name] = source
+    return found

@@ -83,7 +83,7 @@ GUARD_IS_VALID = text("""
 
 def guard_state(connection: Connection, table: KeyedTable) -> str:
     """Return "valid", "invalid" (what a build that failed has left), or "none"."""
-    name = f"{table.schema}.{quote(guard_name(table.name))}"
+    name = f"{table.schema}.{quote(guard_name(table.name))}".replace("%%", "%")
     valid = connection.scalar(GUARD_IS_VALID, {"name": name})
     return {None: "none", False: "invalid", True: "valid"}[valid]
 

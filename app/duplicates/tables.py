@@ -235,7 +235,7 @@ def _parents(model: Model, found: Mapping[Model, catalogue.Table]) -> Iterator[t
     for attribute in model.__natural_key__:
         column: Column[object] = columns_of(model)[attribute]
         for foreign_key in column.foreign_keys:
-            if foreign_key.column.table in tables:
+            if foreign_key.column.table in tables and foreign_key.column.primary_key:
                 yield column.name, tables[foreign_key.column.table]
 
 

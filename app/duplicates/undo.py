@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from app.duplicates import journal
@@ -14,7 +14,9 @@ from app.duplicates.collisions import from_error
 from app.duplicates.journal import Entry
 from app.duplicates.tables import KeyedTable, quote
 from app.errors import CannotUndo, UnknownMerge
-from app.transactions import RetryPolicy, run
+from app.transactions import RetryPolicy, run, sqlstate
+
+NOT_THERE = ("42P01", "42703", "42704", "3F000")  # a table, a column, a type, a schema
 
 
 class Step(NamedTuple):
@@ -40,6 +42,7 @@ def undo(engine: Engine, table: KeyedTable, entry: int, policy: RetryPolicy) -> 
             return unanswered
         _require_undoable(found)
         steps = _steps(connection, table, entry)
+        _require_latest(connection, table, entry)
         restored = sum(_restore(connection, table, entry, step) for step in steps)
         connection.exec_driver_sql(
             f"UPDATE {table.schema}.rollcall_merge SET undone_at = clock_timestamp(),"
@@ -49,12 +52,16 @@ def undo(engine: Engine, table: KeyedTable, entry: int, policy: RetryPolicy) -> 
         return restored
 
     try:
-        return run(engine, work, policy, beginning=journal.ONE_TIME_ZONE)
+        return run(engine, work, policy, beginning=journal.ONE_FORMAT)
     except IntegrityError as error:
         refusal = from_error(error)
         raise CannotUndo(
             entry, f"{refusal.table} has a rule against it: {refusal.reason}"
         ) from error
+    except ProgrammingError as error:
+        if sqlstate(error) not in NOT_THERE:
+            raise
+        raise CannotUndo(entry, f"tables have been changed since: {error.orig}") from error
 
 
 def _lock(connection: Connection, table: KeyedTable, entry: int) -> Entry:
@@ -82,6 +89,22 @@ def _steps(connection: Connection, table: KeyedTable, entry: int) -> list[Step]:
         {"entry": entry},
     )
     return [Step(*row) for row in rows]
+
+
+def _require_latest(connection: Connection, table: KeyedTable, entry: int) -> None:
+    """Refuse to take off marks that a later merge found in place and relies on."""
+    later = connection.exec_driver_sql(
+        "SELECT DISTINCT e.id, e.table_name, c.table_name"
+        f" FROM {table.schema}.rollcall_change AS c, jsonb_each(c.row_key) AS k,"
+        f" jsonb_each(c.after) AS a, {table.schema}.rollcall_merge AS e"
+        " WHERE c.merge_id = %(entry)s AND e.id > c.merge_id AND e.undone_at IS NULL"
+        f" AND e.action = '{journal.MERGE}' AND e.duplicates @> jsonb_build_array(k.value)"
+        " AND e.kept = a.value ORDER BY e.id DESC",
+        {"entry": entry},
+    )
+    for id, name, changed in later:
+        if changed.endswith(f".{quote(name)}"):
+            raise CannotUndo(entry, f"merge {id} relies on it: undo that first")
 
 
 def _restore(connection: Connection, table: KeyedTable, entry: int, step: Step) -> int:
@@ -159,4 +182,5 @@ UPDATE {step.table} AS t SET {assignments}
   FROM {table.schema}.rollcall_change AS c, jsonb_populate_record(NULL::{step.table}, c.before) AS b
  WHERE {_of(step)} AND c.number = %(row)s
    AND (t.tableoid, t.ctid) = (
-       SELECT o.tableoid, o.ctid FROM {step.table} AS o WHERE to_jsonb(o) = c.after LIMIT 1)"""
+       SELECT o.tableoid, o.ctid FROM {step.table} AS o
+        WHERE to_jsonb(o) = to_jsonb(jsonb_populate_record(o, c.after)) LIMIT 1)"""

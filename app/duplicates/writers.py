@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 from sqlalchemy import Connection, Engine, text
 
 from app.duplicates.tables import KeyedTable, quote
+from app.errors import ContentionError, NotGuarded
+from app.transactions import RetryPolicy, retry
 
 NAME = "rollcall_refuse_unsafe_writers"
 
@@ -27,25 +32,59 @@ FOR EACH STATEMENT EXECUTE FUNCTION {schema}.{name}();
 """
 
 
+# Whoever asks for a lock that is not to be had holds up all who come after, readers too.
+LOCK_WAIT = 0.25  # seconds
+PAUSE = 0.5
+
+
 def refuse_unsafe_writers(engine: Engine, table: KeyedTable, lock_timeout: float) -> None:
-    """Have inserts, and changes of the key, fail below SERIALIZABLE."""
+    """Have inserts, and changes of the key, fail below SERIALIZABLE.
+
+    Raises NotGuarded where somebody writes the table for longer than ``lock_timeout`` seconds.
+    """
     columns = ", ".join(map(quote, table.key))
     names = {"schema": table.schema, "name": NAME, "table": table.table, "columns": columns}
-    with engine.begin() as connection:
-        _wait_at_most(connection, lock_timeout)
-        connection.exec_driver_sql((FUNCTION.replace("%", "%%") + TRIGGER).format(**names))
+    sql = (FUNCTION.replace("%", "%%") + TRIGGER).format(**names)
+    _run(engine, table, lock_timeout, lambda connection: connection.exec_driver_sql(sql))
 
 
 def admit_all_writers(engine: Engine, table: KeyedTable, lock_timeout: float) -> None:
-    """Take that back."""
-    with engine.begin() as connection:
-        _wait_at_most(connection, lock_timeout)
-        connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {NAME} ON {table.table}")
-        if not connection.scalar(
-            text("SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname = :name)"), {"name": NAME}
-        ):
+    """Take that back. Raises what :func:`refuse_unsafe_writers` does."""
+
+    def drop(connection: Connection) -> None:
+        if _triggers(connection, table.oid):
+            connection.exec_driver_sql(f"DROP TRIGGER {NAME} ON {table.table}")
+        if not _triggers(connection):
             connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {table.schema}.{NAME}()")
 
+    _run(engine, table, lock_timeout, drop)
 
-def _wait_at_most(connection: Connection, seconds: float) -> None:
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{seconds}s'")
+
+def _triggers(connection: Connection, oid: int | None = None) -> int:
+    """Return how many tables have the trigger, of this oid if one is given."""
+    return connection.scalar(TRIGGERS, {"name": NAME, "oid": oid}) or 0
+
+
+TRIGGERS = text("""
+    SELECT count(*) FROM pg_trigger
+     WHERE tgname = :name AND tgrelid = coalesce(CAST(:oid AS oid), tgrelid)
+""")
+
+
+def _run(
+    engine: Engine, table: KeyedTable, seconds: float, work: Callable[[Connection], object]
+) -> None:
+    """Do the work in a transaction that waits for locks a moment only, until it gets them."""
+
+    def attempt(number: int) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT}s'")
+            work(connection)
+
+    tries = RetryPolicy(attempts=sys.maxsize, deadline=seconds, wait_initial=PAUSE, wait_max=PAUSE)
+    try:
+        retry(attempt, tries)
+    except ContentionError as error:
+        raise NotGuarded(
+            f"{table.name} is in use without a pause for {seconds:g} s: run it again"
+        ) from error
