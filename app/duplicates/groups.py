@@ -256,8 +256,8 @@ def _group(table: KeyedTable, chosen: bool, paged: bool) -> str:
     FROM canonical AS c LEFT JOIN (SELECT DISTINCT root FROM marked) AS m ON m.root = c.id
    GROUP BY {keys}
   HAVING (count(*) > 1 OR bool_or(m.root IS NOT NULL)) {wanted if chosen else ""}
-         {"AND min(c.id) > %(after)s" if paged else ""}
-   ORDER BY min(c.id) {"LIMIT %(limit)s" if paged else ""})"""
+         {f"AND {_first(table)} > %(after)s" if paged else ""}
+   ORDER BY {_first(table)} {"LIMIT %(limit)s" if paged else ""})"""
 
 
 def _first(table: KeyedTable) -> str:
