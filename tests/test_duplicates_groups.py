@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from app.duplicates import journal
-from app.duplicates.groups import Group, Within, find_groups
+from app.duplicates.groups import Group, Page, Within, find_groups
 from app.duplicates.tables import Model, SoftReference, read_tables
 from app.models import Department, Employee
 from app.natural_key import normalise
 from tests.conftest import empty
-from tests.other_models import Stamp, Tag
+from tests.other_models import Legacy, Stamp, Tag
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +305,35 @@ def test_a_table_without_references_has_groups(own: Engine) -> None:
         )
         (found,) = groups(connection, "most-complete", model=Stamp)
     assert (found.kept, found.references, found.homonyms) == (1, {}, ("notes",))
+
+
+def test_ids_may_be_of_any_type(own: Engine) -> None:
+    """They are as JSON has them, such as those that PostgreSQL 17 knows no least of."""
+    ids = [f"{digit * 8}-0000-4000-8000-000000000000" for digit in "1234"]
+    with own.connect() as connection:
+        connection.exec_driver_sql(
+            "ALTER TABLE old.legacy ALTER duplicate_of_id TYPE uuid USING NULL;"
+            "INSERT INTO old.legacy (legacy_key, name, duplicate_of_id) VALUES"
+            " (%(2)s, 'a', NULL), (%(0)s, 'a ', NULL), (%(1)s, 'a', %(2)s), (%(3)s, 'b', NULL)",
+            dict(zip("0123", ids, strict=True)),
+        )
+        found = group(connection, model=Legacy)
+        assert group(connection, model=Legacy, of=[ids[1]]) == found
+    assert (found.kept, set(found.duplicates)) == (ids[2], {ids[0], ids[1]})
+    assert found.marked == (ids[1],)
+
+
+def test_groups_come_in_pages(connection: Connection) -> None:
+    """In the order of their lowest canonical ids, so that the last of a page leads to the next."""
+    people(connection, {"id": 11}, {"id": 21, "name": "Bob"}, {"id": 22, "name": "Bob"})
+    people(connection, *({"id": id} for id in (12, 13)))
+    people(connection, {"id": 5, "name": "Cid"}, {"id": 31, "name": "Cid", "duplicate_of_id": 5})
+    people(connection, {"id": 4, "name": "Dan"}, {"id": 3, "name": "Dan", "duplicate_of_id": 4})
+    first = groups(connection, page=Page(0, 2))
+    assert [(one.kept, one.lowest) for one in first] == [(4, 4), (5, 5)]
+    second = groups(connection, "newest", page=Page(first[-1].lowest, 2))
+    assert [(one.kept, one.lowest) for one in second] == [(13, 11), (22, 21)]
+    assert groups(connection, page=Page(second[-1].lowest, 2)) == []
 
 
 def test_a_table_without_details_has_groups(connection: Connection) -> None:
