@@ -114,6 +114,8 @@ def test_soft_references_are_declared(connection: Connection) -> None:
     assert (found.targets, found.identity) == (("id",), ("id",))
     with pytest.raises(UnknownTable, match=r"there is no column log\.whom"):
         read(connection, SoftReference("log", "whom", "employee"))
+    with pytest.raises(UnknownTable, match=r"log\.who: there is no table employe$"):
+        read(connection, SoftReference("log", "who", "employe"))
 
 
 def test_a_unique_index_that_a_reference_is_in_is_known(connection: Connection) -> None:
