@@ -20,9 +20,10 @@ from app import create_app
 from app.db import db
 from app.models import NATURAL_KEYS, Department
 from app.transactions import RetryPolicy
-from migrations_bootstrap import bootstrap
+from migrations_bootstrap import bootstrap, ensure_database
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests.duplicated import Site
+from tests.legacy import LegacyRows, make_legacy
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
@@ -106,6 +107,16 @@ def migrated_url(server: EmbeddedServer) -> str:
     url = server.url("unguarded")
     bootstrap(url, NATURAL_KEYS)
     return url
+
+
+@pytest.fixture(scope="session")
+def legacy_database(server: EmbeddedServer) -> tuple[str, LegacyRows]:
+    """The URL of an adopted legacy database, to be read and not changed, and what is in it."""
+    url = server.url("legacy")
+    ensure_database(url)
+    made = make_legacy(url)
+    bootstrap(url, NATURAL_KEYS, adopt=True)
+    return url, made
 
 
 @pytest.fixture

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from flask import Flask
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
+
+from app.database import administering
+from app.db import db
 
 ROOT = Path(__file__).parent.parent
 FLASK = str(Path(sys.executable).with_name("flask"))
@@ -28,6 +33,25 @@ def flask(
         text=True,
         timeout=60,
     )
+
+
+def flask_on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Run the command on a terminal; return its exit status, and all that it showed there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [FLASK, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", **environment},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how Linux says that the other end was closed
+        while True:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    return process.wait(30), shown.decode()
 
 
 def test_init_db_creates_and_then_has_nothing_to_do(
@@ -117,3 +141,17 @@ def test_help_needs_no_database() -> None:
     outcome = flask("init-db", "--help", DATABASE_URL="postgresql://u@127.0.0.1:1/d")
     assert outcome.returncode == 0
     assert "can be run again at any time" in outcome.stdout
+
+
+def test_commands_that_change_tables_go_past_a_pooler(
+    make_app: Callable[..., Flask], database_url: str
+) -> None:
+    """By a URL of their own where there is one, otherwise with the service's engine."""
+    with make_app(database_url).app_context(), administering() as engine:
+        assert engine is db.engine
+    direct = make_url(database_url).update_query_dict({"gssencmode": "disable"})
+    app = make_app(database_url, ROLLCALL_ADMIN_URL=direct.render_as_string(hide_password=False))
+    with app.app_context(), administering() as engine:
+        assert engine.url.query["gssencmode"] == "disable"
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -29,7 +27,7 @@ from app.db import db
 from app.models import Department, Employee
 from tests.conftest import count, empty
 from tests.races import eventually
-from tests.test_cli import ROOT, flask
+from tests.test_cli import ROOT, flask, flask_on_a_terminal
 
 HEADER = "name,department,title,email,hired_on\n"
 GOOD = HEADER + (
@@ -352,28 +350,12 @@ def test_progress_is_shown_in_lines_where_there_is_no_terminal(
 def test_progress_is_a_bar_on_a_terminal(database_url: str, folder: Path) -> None:
     """With the rows that were read."""
     (folder / "people.csv").write_text(numbered(1500), "utf-8")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("flask")),
-            "employees",
-            "import",
-            f"{folder}/people.csv",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database_url, "TERM": "xterm"},
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
+    status, shown = flask_on_a_terminal(
+        "employees", "import", f"{folder}/people.csv", DATABASE_URL=database_url
     )
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # that is how Linux says that the other end was closed
-        while True:
-            shown += os.read(ours, 4096)
-    os.close(ours)
-    assert process.wait(30) == 0
-    assert b"100%" in shown
-    assert b"1500 rows, 0 rejected" in shown
+    assert status == 0
+    assert "100%" in shown
+    assert "1500 rows, 0 rejected" in shown
 
 
 def test_memory_does_not_grow_with_the_file(database_url: str, folder: Path) -> None:

@@ -47,7 +47,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 class Totals:
     """What became of the groups of one table."""
 
-    merged: int = 0
+    merges: list[int] = field(default_factory=list)
     duplicates: int = 0
     repointed: Counter[str] = field(default_factory=Counter)
     filled: Counter[str] = field(default_factory=Counter)
@@ -60,7 +60,7 @@ class Totals:
         if isinstance(outcome, Left):
             self.left.append(_left(outcome))
             return
-        self.merged += 1
+        self.merges.append(outcome.id)
         self.duplicates += len(outcome.duplicates)
         self.repointed.update(outcome.repointed)
         self.filled.update(outcome.filled.keys())
@@ -160,16 +160,16 @@ def _count(outcomes: Iterable[Outcome | Left], name: str, show: Progress) -> Tot
     totals = Totals()
     for outcome in outcomes:
         totals.count(outcome)
-        show.update(f"{name}: merged {totals.merged} groups, left {len(totals.left)}")
+        show.update(f"{name}: merged {len(totals.merges)} groups, left {len(totals.left)}")
     return totals
 
 
 def _print(totals: dict[str, Totals], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({table: asdict(one) for table, one in totals.items()}))
+        click.echo(json.dumps({table: _as_json(one) for table, one in totals.items()}))
         return
     for table, one in totals.items():
-        click.echo(f"{table}: merged {one.merged} groups, {one.duplicates} duplicates.")
+        click.echo(f"{table}: merged {len(one.merges)} groups, {one.duplicates} duplicates.")
         click.echo("".join(f"  {line}\n" for line in _details(one)), nl=False)
     left = [_explained(table, group) for table, one in totals.items() for group in one.left]
     for line in left[:MOST_SHOWN]:
@@ -178,10 +178,19 @@ def _print(totals: dict[str, Totals], as_json: bool) -> None:
         click.echo(f"  and {len(left) - MOST_SHOWN} more; --json shows all", err=True)
     if left:
         click.echo(f"{len(left)} groups were left as they were.", err=True)
-    click.echo("Take a merge back with: flask duplicates undo. See: flask duplicates status")
+    if any(one.merges for one in totals.values()):
+        click.echo(
+            "Take a merge back with: flask duplicates undo NUMBER. Next: flask duplicates status"
+        )
+
+
+def _as_json(one: Totals) -> dict[str, Any]:
+    return {"merged": len(one.merges), **asdict(one)}
 
 
 def _details(one: Totals) -> Iterator[str]:
+    if one.merges:
+        yield f"merges {min(one.merges)} to {max(one.merges)}"
     for name, count in one.repointed.items():
         yield f"repointed {count} rows: {name}"
     for name, count in one.filled.items():

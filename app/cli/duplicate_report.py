@@ -192,7 +192,7 @@ def _print_near(console: Console, name: str, near: Near) -> None:
         ]
         console.print(text_table(("score", "id", "key", "differ in"), rows))
     else:
-        console.print(f"No near duplicates among the {near.compared} keys of {name}.")
+        console.print(f"No near duplicates among {_count(near.compared, 'key')} of {name}.")
     if near.incomplete:
         console.print(
             f"Not all is compared: {_count(near.incomplete, 'set')} of similar keys had too many."

@@ -43,8 +43,8 @@ def words(error: Exception) -> str:
     """Return what an operator needs of an error, in one line: of the database's, its own words."""
     original = getattr(error, "orig", None)
     primary = getattr(getattr(original, "diag", None), "message_primary", None)
-    said = " ".join(str(primary or original or error).split())
-    return said or "the database is away"
+    said = str(primary or original or error).strip().partition("\n")[0]
+    return " ".join(said.split()) or "the database is away"
 
 
 @contextmanager
@@ -68,7 +68,7 @@ class Progress:
     """
 
     def __init__(self, in_place: bool = True) -> None:
-        self.state = ""
+        self.state = "connecting"
         self._in_place = in_place and sys.stderr.isatty()
         self._started = time.monotonic()
         self._say = self._redraw if self._in_place else now_and_then()
@@ -87,6 +87,7 @@ class Progress:
         """Leave the terminal's line empty."""
         if self._drawn:
             click.echo(CLEAR, nl=False, err=True)
+            self._drawn = 0.0
 
     def _redraw(self, line: str) -> None:
         if time.monotonic() - self._drawn >= REDRAW_EVERY:

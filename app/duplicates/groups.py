@@ -26,9 +26,9 @@ class Within(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Groups whose lowest canonical id is above a number, and no more than so many."""
+    """Groups whose lowest canonical id is above another, and no more than so many."""
 
-    after: int
+    after: Any
     limit: int
 
 
@@ -48,7 +48,8 @@ class Group:
     @property
     def unmarked(self) -> tuple[Any, ...]:
         """The duplicates that no mark tells from canonical rows."""
-        return tuple(id for id in self.duplicates if id not in self.marked)
+        marked = set(self.marked)
+        return tuple(id for id in self.duplicates if id not in marked)
 
     @property
     def lowest(self) -> Any:
@@ -250,19 +251,16 @@ def _marked(table: KeyedTable, which: Which, journalled: bool) -> str:
 def _group(table: KeyedTable, chosen: bool, paged: bool) -> str:
     keys = ", ".join(f"k{number}" for number in range(len(table.key)))
     roots = f"SELECT coalesce({quote(table.mark)}, {quote(table.id)}) FROM {table.table}"
+    # There is no min(uuid); as text they have the same order.
+    lowest = "min(c.id::text)" if table.id_type == "uuid" else "min(c.id)"
     wanted = f"AND bool_or(c.id IN ({roots} WHERE {quote(table.id)} = ANY ({table.ids('ids')})))"
     return f"""grouped AS MATERIALIZED (
-  SELECT row_number() OVER (ORDER BY {_first(table)}) AS n, array_agg(c.id) AS roots
+  SELECT row_number() OVER (ORDER BY {lowest}) AS n, array_agg(c.id) AS roots
     FROM canonical AS c LEFT JOIN (SELECT DISTINCT root FROM marked) AS m ON m.root = c.id
    GROUP BY {keys}
   HAVING (count(*) > 1 OR bool_or(m.root IS NOT NULL)) {wanted if chosen else ""}
-         {f"AND {_first(table)} > %(after)s" if paged else ""}
-   ORDER BY {_first(table)} {"LIMIT %(limit)s" if paged else ""})"""
-
-
-def _first(table: KeyedTable) -> str:
-    """Return the lowest id of a group; PostgreSQL has no minimum of uuids."""
-    return "min(c.id::text)" if table.id_type == "uuid" else "min(c.id)"
+         {f"AND {lowest} > %(after)s" if paged else ""}
+   ORDER BY {lowest} {"LIMIT %(limit)s" if paged else ""})"""
 
 
 def _member(table: KeyedTable) -> str:

@@ -189,7 +189,7 @@ def unguard(
     converge_indexes(engine.url, {table.name: table.key}, guard=False, lock_timeout=lock_timeout)
     restored = 0
     for mark in marks:
-        restored += undo(engine, table, mark, policy)
+        restored += undo(engine, table, mark, policy, journal.MARK)
         tell(f"{table.name}: restored", restored)
     return restored
 

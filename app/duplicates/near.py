@@ -158,7 +158,7 @@ class Best:
         entry = (similarity, -self._offered, *pair)
         if len(self._heap) < self.limit:
             heapq.heappush(self._heap, entry)
-        elif entry > self._heap[0]:
+        elif self._heap and entry > self._heap[0]:
             self._held.remove(heapq.heapreplace(self._heap, entry)[2:])
         else:
             return

@@ -11,7 +11,7 @@ from rapidfuzz.distance import OSA
 # Zero width, soft hyphen, marks of direction.
 INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 APOSTROPHES = re.compile("['`\u00b4\u2018\u2019\u02bc]")
-PUNCTUATION = re.compile(rf"[^\w\s{INVISIBLE}]|_")
+NO_WORD = re.compile(rf"[^\w\s{INVISIBLE}]|_")
 GAPS = re.compile(r"[\s,]+")
 COMBINING = re.compile(
     r"[\u0300-\u036f]"
@@ -20,7 +20,7 @@ NO_INVISIBLE = dict.fromkeys(map(ord, INVISIBLE))
 # Letters that Unicode does not take apart.
 PLAIN = str.maketrans(
     {"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D"}
-    | {"æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "TH", "\u0131": "i"}
+    | {"æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th", "\u0131": "i"}
 )
 
 WORD_ORDER = "word order"
@@ -37,7 +37,12 @@ def _accents(text: str) -> str:
 
 
 def _punctuation(text: str) -> str:
-    return PUNCTUATION.sub(" ", APOSTROPHES.sub("", text))
+    return NO_WORD.sub(_blank, APOSTROPHES.sub("", text))
+
+
+def _blank(found: re.Match[str]) -> str:
+    """Return a blank; but a mark belongs to its letter, such as the vowel signs of Hindi."""
+    return found[0] if unicodedata.category(found[0]).startswith("M") else " "
 
 
 def _word_order(text: str) -> str:

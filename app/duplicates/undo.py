@@ -28,11 +28,18 @@ class Step(NamedTuple):
     columns: Sequence[str]
 
 
-def undo(engine: Engine, table: KeyedTable, entry: int, policy: RetryPolicy) -> int:
-    """Restore every row that an entry changed; return how many they are.
+def undo(
+    engine: Engine,
+    table: KeyedTable,
+    entry: int,
+    policy: RetryPolicy,
+    action: str = journal.MERGE,
+) -> int:
+    """Restore every row that a merge changed; return how many they are.
 
     ``table`` is any that the journal is beside. Raises UnknownMerge, and CannotUndo, which says
-    what has changed since; nothing is changed then.
+    what has changed since; nothing is changed then. The guard's marks are taken off as a whole:
+    unguard() undoes entries of that ``action``.
     """
 
     def work(session: Session, unanswered: int | None) -> int:
@@ -40,7 +47,7 @@ def undo(engine: Engine, table: KeyedTable, entry: int, policy: RetryPolicy) -> 
         found = _lock(connection, table, entry)
         if unanswered is not None and found.undone_at is not None:
             return unanswered
-        _require_undoable(found)
+        _require_undoable(found, action)
         steps = _steps(connection, table, entry)
         _require_latest(connection, table, entry)
         restored = sum(_restore(connection, table, entry, step) for step in steps)
@@ -71,7 +78,9 @@ def _lock(connection: Connection, table: KeyedTable, entry: int) -> Entry:
     return found[0]
 
 
-def _require_undoable(entry: Entry) -> None:
+def _require_undoable(entry: Entry, action: str) -> None:
+    if entry.action not in (action, journal.PURGE):
+        raise UnknownMerge(entry.id)
     if entry.undone_at is not None:
         raise CannotUndo(entry.id, "it was undone already")
     if entry.purged_at is not None or entry.action == journal.PURGE:
