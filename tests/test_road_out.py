@@ -1,4 +1,4 @@
-"""The road out of duplicates, walked: every command of docs/road-out.md prints what stands there."""
+"""The road out of duplicates, walked: each command of the page prints what stands there."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_every_command_prints_what_stands_there(fresh_database: str, tmp_path: P
         if command.startswith("psql "):
             load(fresh_database, ROOT / shlex.split(command)[-1].removeprefix("--file="))
             continue
-        result = subprocess.run(
+        result = subprocess.run(  # noqa: S602 - the page's own commands
             command,
-            shell=True,  # noqa: S602 - the page's own commands
+            shell=True,
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
