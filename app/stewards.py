@@ -90,6 +90,7 @@ def merge_one(name: str, id: int, accept_homonyms: bool) -> Outcome:
         _keeping(id, group),
         Rules(accept_homonyms=accept_homonyms),
         request_policy(),
+        merged=group.merged,
     )
 
 

@@ -43,6 +43,7 @@ class Group:
     key: Mapping[str, Any]  # of the row that is kept, as stored
     homonyms: tuple[str, ...]  # the columns that are filled in several rows, and differ
     references: Mapping[str, Mapping[str, int]]  # by id and reference, how many rows refer to it
+    merged: tuple[Any, ...] = ()  # duplicates that were merged, and that rows refer to all the same
     settled: bool = False  # the kept row has duplicates already, so that no policy chooses
 
     @property
@@ -87,7 +88,7 @@ def find_groups(
     # An option of this statement alone: given to the connection it would stay there, and have every
     # later statement sent by way of a cursor, which takes no INSERT.
     rows = connection.exec_driver_sql(sql, parameters, execution_options={"yield_per": AT_ONCE})
-    for ids, marked, key, homonyms, references, settled in rows:
+    for ids, marked, key, homonyms, references, settled, merged in rows:
         kept, *duplicates = ids
         yield Group(
             table=table.name,
@@ -98,6 +99,7 @@ def find_groups(
             homonyms=tuple(homonyms),
             references=references,
             settled=settled,
+            merged=tuple(merged),
         )
 
 
@@ -131,7 +133,8 @@ SELECT jsonb_agg(t.{quote(table.id)} ORDER BY {order(table, keep)}),
        {homonyms},
        coalesce(jsonb_object_agg(t.{quote(table.id)}::text, r.counts)
                 FILTER (WHERE r.counts IS NOT NULL), '{{}}'),
-       bool_or(m.has_duplicates)
+       bool_or(m.has_duplicates),
+       coalesce(jsonb_agg(t.{quote(table.id)}) FILTER (WHERE m.merged), '[]')
   FROM member AS m
   JOIN {table.table} AS t ON t.{quote(table.id)} = m.id
   LEFT JOIN referring AS r ON r.id = m.id
@@ -237,6 +240,7 @@ def _marked(table: KeyedTable, which: Which, journalled: bool) -> str:
     """Return a CTE: duplicates, save those that are merged and that nothing refers to."""
     id, mark = quote(table.id), quote(table.mark)
     condition = "false" if which == "unmarked" else f"t.{mark} IS NOT NULL"
+    merged = "false"
     if journalled and which != "unmarked":
         referred = [
             f"EXISTS (SELECT FROM {reference.table} AS c WHERE {reference.matches('c', 't')})"
@@ -245,7 +249,8 @@ def _marked(table: KeyedTable, which: Which, journalled: bool) -> str:
         merged = f"t.{id} IN ({journal.merged_ids(table)})"
         condition += f" AND ({' OR '.join([f'NOT {merged}', *referred])})"
     return f"""marked AS (
-  SELECT t.{id} AS id, t.{mark} AS root FROM {table.table} AS t WHERE {condition})"""
+  SELECT t.{id} AS id, t.{mark} AS root, {merged} AS merged FROM {table.table} AS t
+   WHERE {condition})"""
 
 
 def _group(table: KeyedTable, chosen: bool, paged: bool) -> str:
@@ -266,10 +271,10 @@ def _group(table: KeyedTable, chosen: bool, paged: bool) -> str:
 def _member(table: KeyedTable) -> str:
     has_duplicates = f"EXISTS (SELECT FROM {table.table} AS d WHERE d.{quote(table.mark)} = one.id)"
     return f"""member AS MATERIALIZED (
-  SELECT n, id, NULL AS root, {has_duplicates} AS has_duplicates
+  SELECT n, id, NULL AS root, {has_duplicates} AS has_duplicates, false AS merged
     FROM grouped, unnest(roots) AS one (id)
   UNION ALL
-  SELECT n, marked.id, marked.root::text, false
+  SELECT n, marked.id, marked.root::text, false, marked.merged
     FROM grouped, unnest(roots) AS one (id) JOIN marked ON marked.root = one.id)"""
 
 

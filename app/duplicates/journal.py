@@ -98,13 +98,15 @@ def merged_ids(table: KeyedTable) -> str:
     )
 
 
-def is_merged(table: KeyedTable) -> str:
-    """Return whether rows ``t`` have been merged into others, as SQL."""
-    return (
-        f"EXISTS (SELECT FROM {table.schema}.rollcall_merge AS e"
-        f" WHERE e.duplicates @> jsonb_build_array(t.{quote(table.id)}) AND e.undone_at IS NULL"
-        f" AND e.action = '{MERGE}' AND e.table_name = {literal(table.name)})"
-    )
+def merged_among(connection: Connection, table: KeyedTable, ids: Sequence[Any]) -> list[Any]:
+    """Return those of the ids whose rows have been merged into others."""
+    sql = f"""
+SELECT one.id FROM jsonb_array_elements(CAST(%(ids)s AS jsonb)) AS one (id)
+ WHERE EXISTS (SELECT FROM {table.schema}.rollcall_merge AS e
+                WHERE e.duplicates @> jsonb_build_array(one.id) AND e.action = '{MERGE}'
+                  AND e.table_name = %(table)s AND e.undone_at IS NULL)"""
+    rows = connection.exec_driver_sql(sql, {"ids": json.dumps(list(ids)), "table": table.name})
+    return list(rows.scalars())
 
 
 class Change(NamedTuple):

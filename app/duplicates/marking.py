@@ -96,7 +96,7 @@ class Marker:
         return len(duplicates)
 
     def _mark_group(self, merging: Merging, group: Group) -> None:
-        kept, rows = merging.lock(self.table, group.kept, group.duplicates)
+        kept, rows = merging.lock(self.table, group.kept, group.duplicates, references=False)
         merging.mark(self.table, kept, rows)
         merging.settle_children(self.table, group.kept, group.duplicates)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
@@ -33,11 +34,13 @@ def merge_group(
     rules: Rules,
     policy: RetryPolicy,
     decisions: Decisions | None = None,
+    merged: Collection[Any] = (),
     waiting: bool = True,
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
     ``decisions`` are what a plan says of homonyms, also of those that come about by the merge.
+    ``merged`` are duplicates that were merged before, which nothing is filled from again.
     Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
     Nothing is ever deleted or set to NULL. One of many need not be waited for: see journal.flush().
     """
@@ -54,7 +57,7 @@ def merge_group(
         outcome.id = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
         merging.mark(table, kept, rows)
         # What a person has blanked since stays blank.
-        merging.fill(table, kept, [row for row in rows if not row.merged], group.fill)
+        merging.fill(table, kept, [row for row in rows if row.id not in merged], group.fill)
         merging.repoint(table, kept, rows)
         return outcome
 
@@ -90,7 +93,9 @@ def merge_all(
             for group in find_groups(connection, tables, table, rules.keep):
                 planned = PlannedGroup(group.table, group.kept, group.duplicates)
                 if planned not in left:
-                    outcome = _merge_or_leave(engine, tables, table, planned, rules, policy)
+                    outcome = _merge_or_leave(
+                        engine, tables, table, planned, rules, policy, merged=group.merged
+                    )
                     if isinstance(outcome, Left):
                         left.add(planned)
                     else:
@@ -111,9 +116,13 @@ def merge_planned(
 ) -> Iterator[Outcome | Left]:
     """Merge the groups of a reviewed plan that are of this table, save those that it leaves."""
     decisions = Decisions(groups)
-    for planned in decisions.groups:
-        if planned.table == table.name and planned.decision != LEAVE:
-            yield _merge_or_leave(engine, tables, table, planned, rules, policy, decisions)
+    with engine.connect() as connection:
+        for planned in decisions.groups:
+            if planned.table == table.name and planned.decision != LEAVE:
+                merged = journal.merged_among(connection, table, planned.duplicates)
+                yield _merge_or_leave(
+                    engine, tables, table, planned, rules, policy, decisions, merged
+                )
     journal.flush(engine)
 
 
@@ -125,9 +134,12 @@ def _merge_or_leave(
     rules: Rules,
     policy: RetryPolicy,
     decisions: Decisions | None = None,
+    merged: Collection[Any] = (),
 ) -> Outcome | Left:
     try:
-        return merge_group(engine, tables, table, group, rules, policy, decisions, waiting=False)
+        return merge_group(
+            engine, tables, table, group, rules, policy, decisions, merged, waiting=False
+        )
     except (GroupChanged, HomonymsFound, RowsCollide) as error:
         return Left(group, error)
 

@@ -70,15 +70,22 @@ class Merging:
         self.decisions = decisions
         self.outcome = outcome
 
-    def lock(self, table: KeyedTable, kept: Any, ids: Sequence[Any]) -> tuple[Row, list[Row]]:
+    def lock(
+        self, table: KeyedTable, kept: Any, ids: Sequence[Any], *, references: bool = True
+    ) -> tuple[Row, list[Row]]:
         """Lock the rows of a group. Raises GroupChanged where they are none any more."""
-        rows = lock_rows(self.connection, self.tables, table, [kept, *ids])
+        rows = self._lock(table, [kept, *ids], references)
         if kept not in rows or rows[kept].mark is not None:
             raise GroupChanged(f"{table.name} {kept} is not a row to keep any more")
         others = [rows[id] for id in ids if id in rows]
         if len(others) < len(ids) or not self._belong(table, rows[kept], others):
             raise GroupChanged(f"the duplicates of {table.name} {kept} have changed")
         return rows[kept], others
+
+    def _lock(
+        self, table: KeyedTable, ids: Sequence[Any], references: bool = True
+    ) -> dict[Any, Row]:
+        return lock_rows(self.connection, self.tables, table, ids, references=references)
 
     def _belong(self, table: KeyedTable, kept: Row, rows: Sequence[Row]) -> bool:
         """Tell whether the rows are duplicates of the one that is kept, marked or not."""
@@ -158,7 +165,7 @@ class Merging:
         if not winners:
             return
         ids = [*winners, *(group.kept for group in groups)]
-        rows = lock_rows(self.connection, self.tables, child, ids)
+        rows = self._lock(child, ids, references=False)
         changes = [
             Change(
                 {child.id: id},
@@ -218,7 +225,7 @@ class Merging:
 
         Raises RowsCollide, and HomonymsFound for rows of keyed tables that get the same key.
         """
-        for reference in self._referring(table, rows):
+        for reference in _referring(table, rows):
             child = self.tables.by_oid.get(reference.oid)
             (column, *_) = reference.columns
             if child is not None and child.parents.get(column) == table.oid:
@@ -227,21 +234,14 @@ class Merging:
             else:
                 self._repoint(table, reference, kept, rows)
 
-    def _referring(self, table: KeyedTable, rows: Sequence[Row]) -> list[Reference]:
-        """Return the references by which any row refers to one of the rows."""
-        if not table.references:
-            return []
-        (found,) = self.connection.exec_driver_sql(_referring_sql(table), {"ids": [*_ids(rows)]})
-        return [one for one, refers in zip(table.references, found, strict=True) if refers]
-
-    def require_unreferred(self, table: KeyedTable, rows: Sequence[Row]) -> None:
+    def require_unreferred(self, table: KeyedTable, ids: Sequence[Any]) -> None:
         """Raise RowsCollide if anything still refers to one of the rows."""
-        names = [reference.name for reference in self._referring(table, rows)]
-        if names:
+        referring = _referring(table, self._lock(table, ids).values())
+        if referring:
             raise RowsCollide(
                 [
-                    Collision(name.rpartition(".")[0], f"{name} still refers", None, ())
-                    for name in names
+                    Collision(one.table_name, f"{one.name} still refers", None, ())
+                    for one in referring
                 ]
             )
 
@@ -274,12 +274,18 @@ class Merging:
             raise RowsCollide(list(collisions))
         for collision in collisions:
             first, *others = [row[child.id] for row in (collision.first, *collision.others)]
-            rows = lock_rows(self.connection, self.tables, child, [first, *others])
+            rows = self._lock(child, [first, *others])
             self.absorb(child, rows[first], [rows[id] for id in others])
 
 
 def _ids(rows: Iterable[Row]) -> tuple[Any, ...]:
     return tuple(row.id for row in rows)
+
+
+def _referring(table: KeyedTable, rows: Iterable[Row]) -> list[Reference]:
+    """Return the references by which any row refers to one of the rows."""
+    names = frozenset().union(*(row.referred_by for row in rows))
+    return [reference for reference in table.references if reference.name in names]
 
 
 def _differing(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -297,12 +303,3 @@ def _itself(table: KeyedTable, reference: Reference, kept: Row) -> Collision:
     """Return the row that is kept, which would come to refer to itself."""
     reason = f"{', '.join(reference.columns)} would refer to the row itself"
     return Collision(table.name, reason, None, [{table.id: kept.id}])
-
-
-def _referring_sql(table: KeyedTable) -> str:
-    found = (
-        f"EXISTS (SELECT FROM {table.table} AS t JOIN {one.table} AS c ON {one.matches('c', 't')}"
-        f" WHERE t.{quote(table.id)} = ANY ({table.ids('ids')}))"
-        for one in table.references
-    )
-    return f"SELECT {', '.join(found)}"

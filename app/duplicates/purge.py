@@ -88,7 +88,7 @@ def _purge(
     for root in roots:
         ids = [row.id for row in there.values() if row.mark == root]
         merging.repoint(table, *merging.lock(table, root, ids))
-    merging.require_unreferred(table, list(there.values()))
+    merging.require_unreferred(table, list(there))
     deleted = writer.delete(table, list(there))
     connection.exec_driver_sql(
         f"UPDATE {table.schema}.rollcall_merge SET purged_at = clock_timestamp() WHERE id = %(id)s",

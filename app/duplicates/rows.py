@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from app.duplicates.journal import is_merged
 from app.duplicates.tables import KeyedTable, Reference, Tables, literal, quote
 
 
@@ -22,37 +21,43 @@ class Row:
     key: tuple[Any, ...]
     stored: Mapping[str, Any]  # the id, the key, what refers to its own table, what is referred to
     details: Mapping[str, str | None]  # as text to compare; None: blank
-    merged: bool  # into another, by a merge that was not undone
+    referred_by: frozenset[str]  # the references by which any row refers to it, if asked for
 
 
 def read_rows(
     connection: Connection, tables: Tables, table: KeyedTable, ids: Sequence[Any]
 ) -> dict[Any, Row]:
     """Return rows by id, without locking them."""
-    return _rows(connection, _sql(tables, table), ids)
+    return _rows(connection, _sql(tables, table, False), ids)
 
 
 def lock_rows(
-    connection: Connection, tables: Tables, table: KeyedTable, ids: Sequence[Any]
+    connection: Connection,
+    tables: Tables,
+    table: KeyedTable,
+    ids: Sequence[Any],
+    *,
+    references: bool = False,
 ) -> dict[Any, Row]:
     """Lock rows for the rest of the transaction, and return those that are there, by id.
 
     In the order of their ids, so that two merges wait for each other rather than die. Nobody can
-    begin to refer to a row meanwhile: a foreign key's check waits for the lock.
+    begin to refer to a row meanwhile: a foreign key's check waits for the lock. ``references`` asks
+    what refers to them, too, which reads the whole of tables that have no index for it.
     """
-    return _rows(connection, f"{_sql(tables, table)} FOR UPDATE OF t", ids)
+    return _rows(connection, f"{_sql(tables, table, references)} FOR UPDATE OF t", ids)
 
 
 def _rows(connection: Connection, sql: str, ids: Sequence[Any]) -> dict[Any, Row]:
     result = connection.exec_driver_sql(sql, {"ids": list(ids)})
     return {
-        id: Row(id, mark, tuple(key), stored, details, merged)
-        for id, mark, key, stored, details, merged in result
+        id: Row(id, mark, tuple(key), stored, details, frozenset(referred_by))
+        for id, mark, key, stored, details, referred_by in result
     }
 
 
 @lru_cache(maxsize=64)
-def _sql(tables: Tables, table: KeyedTable) -> str:
+def _sql(tables: Tables, table: KeyedTable, references: bool) -> str:
     id, mark = f"t.{quote(table.id)}", f"t.{quote(table.mark)}" if table.mark else "NULL::int"
     keys = ", ".join(tables.key(table, name) for name in table.key)
     own = (name for one in own_references(table) for name in one.columns)
@@ -60,11 +65,18 @@ def _sql(tables: Tables, table: KeyedTable) -> str:
     stored = {name: f"t.{quote(name)}" for name in (table.id, *table.key, *own, *targets)}
     names = ", ".join(map(literal, table.details))
     details = ", ".join(table.detail(name) for name in table.details)
+    referred = ", ".join(map(_refers, table.references)) if references else ""
     return f"""
 SELECT to_jsonb({id}), to_jsonb({mark}), jsonb_build_array({keys}),
        {_object(stored)}, jsonb_object(ARRAY[{names}]::text[], ARRAY[{details}]::text[]),
-       {is_merged(table) if table.key else "false"}
+       array_remove(ARRAY[{referred}]::text[], NULL)
   FROM {table.table} AS t WHERE {id} = ANY ({table.ids("ids")}) ORDER BY {id}"""
+
+
+def _refers(reference: Reference) -> str:
+    """Return a reference's name where a row refers to ``t`` by it, else NULL."""
+    rows = f"SELECT FROM {reference.table} AS c WHERE {reference.matches('c', 't')}"
+    return f"CASE WHEN EXISTS ({rows}) THEN {literal(reference.name)} END"
 
 
 def _object(values: Mapping[str, str]) -> str:
