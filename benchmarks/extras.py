@@ -24,6 +24,7 @@ from benchmarks.load import wrk
 from benchmarks.measure import Bench
 from benchmarks.plan import MAIN_SIZE
 from benchmarks.processes import BenchmarkError, run
+from benchmarks.road import Road
 from benchmarks.roster import PEERS, PROCESSES, program
 from benchmarks.services import PATH, Service, serving, somebody
 
@@ -53,6 +54,7 @@ class Extras(Bench):
             "import": self._import,
             "start": self._start,
             "memory": self._memory,
+            "road": Road(self.plan, self.databases, self.folder, self.results).walk,
         }
         for name in self.plan.extras:
             logger.info("rollcall: %s", name)

@@ -10,7 +10,7 @@ from benchmarks.roster import PEERS
 # In this order on a fresh copy of the tables: the first two leave them as they are.
 WORKLOADS = ("existing", "hot", "mixed", "new")
 MAIN_SIZE = 100_000
-EXTRAS = ("batch", "beside", "import", "start", "memory")
+EXTRAS = ("batch", "beside", "import", "start", "memory", "road")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Plan:
     batches: int  # of a thousand employees each, for each number of senders
     beside: float  # seconds of lists and single creates at once
     import_rows: int
+    road_rows: int
     memory_requests: Sequence[int]  # of each worker, after which its memory is looked at
     starts: int
 
@@ -54,6 +55,7 @@ FULL = Plan(
     batches=100,
     beside=10,
     import_rows=300_000,
+    road_rows=1_000_000,
     memory_requests=(10_000, 50_000, 100_000),
     starts=5,
 )
@@ -68,6 +70,7 @@ QUICK = Plan(
     batches=20,
     beside=3,
     import_rows=30_000,
+    road_rows=20_000,
     memory_requests=(1_000, 2_000),
     starts=3,
 )

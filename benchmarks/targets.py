@@ -112,4 +112,14 @@ TARGETS = (
     Target("memory of a worker after 100,000 requests", memory, 100, at_least=False, unit="MB"),
     # The allocator's noise is about one.
     Target("its growth over the last 50,000", growth, 2, at_least=False, unit="MB"),
+    Target("report", extra("road", "report in seconds"), 30, at_least=False, unit="s"),
+    Target("memory of the report", extra("road", "its MB"), 200, at_least=False, unit="MB"),
+    Target("guard", extra("road", "guard in seconds"), 120, at_least=False, unit="s"),
+    Target("merge", extra("road", "groups merged a second"), 500, unit="groups/s"),
+    Target(
+        "writers' p99 during the guard, against before",
+        extra("road", "writers' p99 during the guard, against before"),
+        3,
+        at_least=False,
+    ),
 )

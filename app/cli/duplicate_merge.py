@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -185,7 +185,7 @@ def _print(totals: dict[str, Totals], as_json: bool) -> None:
 
 
 def _as_json(one: Totals) -> dict[str, Any]:
-    return {"merged": len(one.merges), **asdict(one)}
+    return {"merged": len(one.merges), **vars(one)}
 
 
 def _details(one: Totals) -> Iterator[str]:
