@@ -23,6 +23,7 @@ from migrations_bootstrap.errors import (
 from migrations_bootstrap.indexes import (
     Keys,
     TableIndexes,
+    build_guard_at_once,
     converge_indexes,
     guard_name,
     lookup_name,
@@ -46,6 +47,7 @@ __all__ = [
     "TableIndexes",
     "Upgrade",
     "bootstrap",
+    "build_guard_at_once",
     "census",
     "converge_indexes",
     "ensure_database",

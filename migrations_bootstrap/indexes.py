@@ -128,6 +128,25 @@ def lookup_name(table: str) -> str:
     return f"ix_{table}_natural_key"
 
 
+def build_guard_at_once(connection: Connection, table: str, key: Sequence[str]) -> None:
+    """Build the guard within the transaction at hand: writers of the table wait meanwhile.
+
+    For tables in which duplicates arrive faster than an index is built online. What a build that
+    failed has left is dropped first. Raises the driver's error where there are duplicates.
+    """
+    found = catalogue.get_table(connection, table)
+    guard = _guard(table, tuple(key))
+    if guard.name in catalogue.indexes(connection, found):
+        connection.exec_driver_sql(f"DROP INDEX {qualified(connection, found, guard.name)}")
+    statement = _create_statement(connection, found, guard)
+    connection.exec_driver_sql(statement.replace(" CONCURRENTLY ", " ", 1))
+
+
+def _guard(table: str, key: tuple[str, ...]) -> Wanted:
+    definition = Definition(key, CANONICAL, unique=True, nulls_not_distinct=True)
+    return Wanted(guard_name(table), definition)
+
+
 class _Builder:
     """Builds and drops the indexes of one table and keeps account of it."""
 
@@ -235,9 +254,7 @@ def _converge(
     builder: _Builder, key: tuple[str, ...], *, count: bool, guarded: bool | None
 ) -> TableIndexes:
     name = builder.table.name
-    guard = Wanted(
-        guard_name(name), Definition(key, CANONICAL, unique=True, nulls_not_distinct=True)
-    )
+    guard = _guard(name, key)
     lookup = Wanted(lookup_name(name), Definition(key, CANONICAL))
     token = Wanted(token_name(name), Definition(("creation_token",), WITH_TOKEN, unique=True))
     behind = _behind_foreign_keys(builder)

@@ -18,11 +18,12 @@ from app.duplicates.undo import undo
 from app.duplicates.writers import admit_all_writers, refuse_unsafe_writers
 from app.errors import HomonymsFound, MergesRemain, NotGuarded, UnusablePlan
 from app.transactions import RetryPolicy
-from migrations_bootstrap import BootstrapError, converge_indexes
+from migrations_bootstrap import BootstrapError, build_guard_at_once, converge_indexes
 from migrations_bootstrap.catalogue import get_table
 
-# Writers whom nothing holds off may make new duplicates while the index is built.
-PASSES = 10
+# Writers whom nothing holds off may make new duplicates while the index is built. After so many
+# builds in vain they have to wait for one.
+PASSES = 3
 
 Tell = Callable[[str, int], object]
 
@@ -147,23 +148,34 @@ def _rename(
 
 
 def _guard(engine: Engine, marker: Marker, lock_timeout: float, tell: Tell) -> Guarded:
-    name = marker.table.name
-    outcome = Guarded(name)
+    outcome = Guarded(marker.table.name)
     for _ in range(PASSES):
-        outcome.passes += 1
-        outcome.marked += marker.mark_all(lambda count: tell(f"{name}: marked", count))
-        outcome.normalised += marker.normalise_all(lambda count: tell(f"{name}: normalised", count))
-        tell(f"{name}: building the guard", 0)
-        (built,) = converge_indexes(
-            engine.url, {name: marker.table.key}, guard=True, lock_timeout=lock_timeout
-        )
-        outcome.actions += built.actions
-        if built.guard:
-            outcome.moved, outcome.collapsed = dict(marker.moved), dict(marker.collapsed)
+        outcome.marked += marker.mark_all(lambda count: tell(f"{outcome.table}: marked", count))
+        if _converges(engine, marker, outcome, lock_timeout, tell):
             return outcome
-    raise NotGuarded(
-        f"new duplicates of {name} keep arriving: run it again with --refuse-unsafe-writers"
+    tell(f"{outcome.table}: new duplicates keep arriving, writers wait for the guard", 0)
+    outcome.marked += marker.mark_last(
+        lambda connection: build_guard_at_once(connection, outcome.table, marker.table.key)
     )
+    if _converges(engine, marker, outcome, lock_timeout, tell):
+        return outcome
+    raise NotGuarded(f"somebody else took the guard of {outcome.table} off meanwhile: run it again")
+
+
+def _converges(
+    engine: Engine, marker: Marker, outcome: Guarded, lock_timeout: float, tell: Tell
+) -> bool:
+    """Give stored keys their normal form and build the guard; tell whether it stands."""
+    name = outcome.table
+    outcome.passes += 1
+    outcome.normalised += marker.normalise_all(lambda count: tell(f"{name}: normalised", count))
+    tell(f"{name}: building the guard", 0)
+    (built,) = converge_indexes(
+        engine.url, {name: marker.table.key}, guard=True, lock_timeout=lock_timeout
+    )
+    outcome.actions += built.actions
+    outcome.moved, outcome.collapsed = dict(marker.moved), dict(marker.collapsed)
+    return built.guard
 
 
 def unguard(

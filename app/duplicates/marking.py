@@ -57,10 +57,7 @@ class Marker:
         at_once = 1 if self.tables.children(self.table) else GROUPS_AT_ONCE
         marked = 0
         with self.engine.connect() as connection:
-            groups = find_groups(
-                connection, self.tables, self.table, self.rules.keep, which="unmarked"
-            )
-            for some in in_parts(map(self.decisions.apply, groups), at_once):
+            for some in in_parts(self._unmarked(connection), at_once):
                 marked += self._mark_if_unchanged(some)
                 tell(marked)
         journal.flush(self.engine)
@@ -76,24 +73,52 @@ class Marker:
             return sum(self._mark_if_unchanged([group]) for group in groups)
 
     def _mark(self, groups: Sequence[Group]) -> int:
-        duplicates = [id for group in groups for id in group.duplicates]
-
         def work(session: Session, unanswered: Outcome | None) -> Outcome:
             connection = keep_out(session, self.tables, self.table, self.policy)
-            writer = Journal(connection, self.table)
             if unanswered is not None and journal.has(connection, self.table, unanswered.id):
                 return unanswered
-            entry = writer.begin(journal.MARK, self.table, None, duplicates)
-            outcome = Outcome(entry, self.table.name, None, tuple(duplicates))
-            merging = Merging(connection, self.tables, writer, self.rules, self.decisions, outcome)
-            for group in groups:
-                self._mark_group(merging, group)
+            return self._mark_groups(connection, groups)
+
+        return self._count(self._run(work, races(self.tables)))
+
+    def mark_last(self, build: Callable[[Connection], object]) -> int:
+        """Mark what duplicates there are while no other writer works, and build the guard.
+
+        Returns how many were marked. Writers of the table wait meanwhile: for a look at the whole
+        table, and the build of an index.
+        """
+
+        def work(session: Session, unanswered: Outcome | None) -> Outcome:
+            connection = session.connection()
+            if unanswered is not None and journal.has(connection, self.table, unanswered.id):
+                return unanswered
+            children = (child.table for child, _ in self.tables.children(self.table))
+            tables = ", ".join((self.table.table, *children))
+            connection.exec_driver_sql(f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE")
+            outcome = self._mark_groups(connection, list(self._unmarked(connection)))
+            build(connection)
             return outcome
 
-        outcome = self._run(work, races(self.tables))
+        return self._count(self._run(work, frozenset()))
+
+    def _unmarked(self, connection: Connection) -> Iterator[Group]:
+        groups = find_groups(connection, self.tables, self.table, self.rules.keep, which="unmarked")
+        return map(self.decisions.apply, groups)
+
+    def _mark_groups(self, connection: Connection, groups: Sequence[Group]) -> Outcome:
+        duplicates = tuple(id for group in groups for id in group.duplicates)
+        writer = Journal(connection, self.table)
+        entry = writer.begin(journal.MARK, self.table, None, duplicates)
+        outcome = Outcome(entry, self.table.name, None, duplicates)
+        merging = Merging(connection, self.tables, writer, self.rules, self.decisions, outcome)
+        for group in groups:
+            self._mark_group(merging, group)
+        return outcome
+
+    def _count(self, outcome: Outcome) -> int:
         self.moved += outcome.repointed
         self.collapsed += outcome.collapsed
-        return len(duplicates)
+        return len(outcome.duplicates)
 
     def _mark_group(self, merging: Merging, group: Group) -> None:
         kept, rows = merging.lock(self.table, group.kept, group.duplicates, references=False)
