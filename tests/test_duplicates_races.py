@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +27,7 @@ from app.models import Department, Employee
 from app.transactions import sqlstate
 from tests.conftest import waits
 from tests.duplicated import Site
-from tests.races import eventually, inserts_held, together
+from tests.races import eventually, inserts_held, started, together
 from tests.serving import ROOT
 
 ON_DELETE = ("CASCADE", "SET NULL", "RESTRICT", "NO ACTION")
@@ -42,20 +41,6 @@ def anns(site: Site) -> Site:
     site.add_employee("Ann", "Ann")
     journal.create(site.engine, site.tables.of(Employee))
     return site
-
-
-def started(task: Callable[[], Any]) -> Callable[[], Any]:
-    """Start a task in a thread; return what waits for it, and returns or raises what it does."""
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(task())
-        except Exception as error:  # whoever waits for it gets it
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return lambda: outcome.result(60)
 
 
 def insert_until_stored(site: Site, isolation: str, sql: str) -> list[str | None]:
