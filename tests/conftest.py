@@ -256,7 +256,12 @@ def site(shared_site: Engine) -> Iterator[Site]:
     """The service's tables as a legacy database has them: without guards, and empty."""
     db.Model.metadata.create_all(shared_site)
     site = Site(shared_site)
-    site.run(*indexes_of_a_legacy_table("department"), *indexes_of_a_legacy_table("employee"))
+    site.run(
+        *indexes_of_a_legacy_table("department"),
+        *indexes_of_a_legacy_table("employee"),
+        "CREATE INDEX ix_employee_department_id ON employee (department_id)",
+        "CREATE INDEX ix_employee_manager_id ON employee (manager_id)",
+    )
     yield site
     shared_site.dispose()
     site.run(

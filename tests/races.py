@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,6 +95,20 @@ def together(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.join()
     return outcomes
+
+
+def started(task: Callable[[], Any]) -> Callable[[], Any]:
+    """Start a task in a thread; return what waits for it, and returns or raises what it does."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(task())
+        except Exception as error:  # whoever waits for it gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return lambda: outcome.result(60)
 
 
 def commit_serializable(engine: Engine, count: int) -> None:

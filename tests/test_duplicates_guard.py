@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.duplicates import guard as guards
+from app.duplicates import journal
 from app.duplicates.guard import guard, unguard
 from app.duplicates.marking import Marker
 from app.duplicates.merging import Rules
@@ -20,6 +21,7 @@ from app.transactions import RetryPolicy, sqlstate
 from migrations_bootstrap.errors import BootstrapError
 from tests.duplicated import Site
 from tests.other_models import Legacy, Tag
+from tests.proxy import lossy_proxy
 
 MARKS = "SELECT id, duplicate_of_id FROM employee ORDER BY id"
 GUARDS = """
@@ -247,6 +249,50 @@ def test_a_group_that_changes_before_it_is_marked_is_looked_at_again(legacy: Sit
         None,
         8,
     ]
+
+
+def test_a_department_that_changes_before_it_is_marked_waits_for_the_next_look(
+    legacy: Site,
+) -> None:
+    """Nothing of it is marked."""
+    tables = legacy.tables
+    journal.create(legacy.engine, tables.of(Department))
+
+    class Meddling(Decisions):
+        def apply(self, group: Any) -> Any:
+            legacy.run("UPDATE department SET name = 'Sale' WHERE id = 2")
+            return group
+
+    marker = Marker(
+        legacy.engine, tables, tables.of(Department), Rules(), RetryPolicy(), Meddling()
+    )
+    assert marker.mark_all(lambda count: None) == 0
+    assert legacy.rows("SELECT duplicate_of_id FROM department") == [None] * 3
+
+
+def test_a_lost_reply_to_commit_marks_once(legacy: Site) -> None:
+    """The journal says that it was done; so do keys that are normal already."""
+    tables = legacy.tables
+    journal.create(legacy.engine, tables.of(Employee))
+    with lossy_proxy(legacy.engine.url.render_as_string(False)) as (proxy, through):
+        lossy = create_engine(through, poolclass=NullPool)
+        for model in (Department, Employee):
+            marker = Marker(lossy, tables, tables.of(model), Rules(), RetryPolicy(), Decisions())
+            proxy.lose_reply_to = b"COMMIT"
+            marker.mark_all(lambda count: None)
+        assert marker.normalise_all(lambda count: None) == 1
+        assert proxy.lost == 2
+    assert [entry.action for entry in legacy.entries()] == ["mark", "mark"]
+
+
+def test_rows_that_are_gone_or_marked_get_no_other_key(legacy: Site) -> None:
+    """Nor does one that has it already."""
+    legacy.run("UPDATE employee SET duplicate_of_id = 1 WHERE id = 3")
+    tables = legacy.tables
+    table = tables.of(Employee)
+    marker = Marker(legacy.engine, tables, table, Rules(), RetryPolicy(), Decisions())
+    with legacy.unchanged():
+        assert marker.rekey(dict.fromkeys([1, 3, 99])) == 0
 
 
 def test_homonyms_that_appear_between_look_and_lock_stop_the_guard(legacy: Site) -> None:

@@ -6,7 +6,9 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy.exc import DBAPIError
 
+from app.duplicates import journal
 from app.duplicates.merging import Outcome, Rules
 from app.duplicates.plan import PlannedGroup
 from app.duplicates.purge import purge_merge
@@ -22,9 +24,11 @@ from app.errors import (
 )
 from app.models import Department, Employee
 from app.transactions import RetryPolicy
+from tests.conftest import waits
 from tests.duplicated import Site, escaped
 from tests.other_models import Badge, Legacy
 from tests.proxy import lossy_proxy
+from tests.races import eventually, started
 
 
 @pytest.fixture
@@ -104,9 +108,9 @@ def test_chains_are_flattened(anns: Site) -> None:
     assert anns.rows("SELECT duplicate_of_id FROM employee WHERE id IN (2, 3)") == [1, 1]
 
 
-@pytest.mark.parametrize("ids", [(1, 4), (1, 99), (99, 1), (2, 1)])
+@pytest.mark.parametrize("ids", [(1, 4), (1, 99), (99, 1), (2, 1), (3, 2)])
 def test_rows_that_are_no_group_are_not_merged(anns: Site, ids: tuple[int, int]) -> None:
-    """Another's row, none at all, a row to keep that is a duplicate itself."""
+    """Another's row, none at all, one to keep that is a duplicate, one that is another's."""
     anns.run("UPDATE employee SET duplicate_of_id = 1 WHERE id = 2")
     with anns.unchanged(), pytest.raises(GroupChanged):
         anns.merge(*ids)
@@ -222,10 +226,10 @@ REFERENCES = {
         [(1, 2), (1, 2), (None, None)],
     ),
     "strange names": (
-        'CREATE SCHEMA "50% \'off\'"; CREATE TABLE "50% \'off\'"."No""te {1}" ("I %s" serial'
+        'CREATE SCHEMA "50% \'off\'"; CREATE TABLE "50% \'off\'"."No""body {1}" ("I %s" serial'
         ' PRIMARY KEY, "Who:is %(x)s" int REFERENCES employee);'
-        'INSERT INTO "50% \'off\'"."No""te {1}" ("Who:is %(x)s") VALUES (2), (4)',
-        'SELECT "Who:is %(x)s" FROM "50% \'off\'"."No""te {1}" ORDER BY "I %s"',
+        'INSERT INTO "50% \'off\'"."No""body {1}" ("Who:is %(x)s") VALUES (2), (4)',
+        'SELECT "Who:is %(x)s" FROM "50% \'off\'"."No""body {1}" ORDER BY "I %s"',
         [1, 4],
     ),
 }
@@ -669,6 +673,32 @@ def test_an_employee_merge_that_relies_on_a_mark_is_undone_first(departments: Si
         departments.undo(first.id)
     departments.undo(second.id)
     departments.undo(first.id)
+
+
+def test_a_later_merge_of_another_table_is_in_no_way(departments: Site) -> None:
+    """Though its rows have the same ids."""
+    departments.add_employee("Bob")
+    first = departments.merge(2, 5, model=Employee)
+    departments.add_department("Lab", "Lab", "Lab")
+    departments.run("UPDATE department SET name = 'Lab' WHERE id = 2")
+    departments.merge(2, 5)
+    assert departments.undo(first.id) == 1
+
+
+def test_a_journal_that_somebody_else_makes_at_the_same_time_is_one(site: Site) -> None:
+    """Who loses waits, and finds it; any other error is told."""
+    table = site.tables.of(Employee)
+    with site.engine.connect() as other:
+        other.exec_driver_sql(journal.CREATE.format(schema=table.schema))
+        created = started(lambda: journal.create(site.engine, table))
+        eventually(lambda: waits(site.engine) == 1)
+        other.commit()
+    created()
+    site.run("DROP TABLE rollcall_change")
+    options = {"options": "-c default_transaction_read_only=on"}
+    reader = create_engine(site.engine.url, connect_args=options, poolclass=NullPool)
+    with pytest.raises(DBAPIError, match="read-only"):
+        journal.create(reader, table)
 
 
 def test_a_reference_to_a_column_that_is_blank_in_the_kept_row_collides(anns: Site) -> None:

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from flask import Flask
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app.directory import delete_record, update
 from app.duplicates import journal
@@ -21,7 +20,6 @@ from app.duplicates.guard import guard
 from app.duplicates.merging import Outcome
 from app.errors import (
     GroupChanged,
-    NotGuarded,
     RecordHasDuplicates,
     RecordIsDuplicate,
 )
@@ -29,7 +27,7 @@ from app.models import Department, Employee
 from app.transactions import sqlstate
 from tests.conftest import waits
 from tests.duplicated import Site
-from tests.races import eventually, inserts_held, together
+from tests.races import eventually, inserts_held, started, together
 from tests.serving import ROOT
 
 ON_DELETE = ("CASCADE", "SET NULL", "RESTRICT", "NO ACTION")
@@ -43,20 +41,6 @@ def anns(site: Site) -> Site:
     site.add_employee("Ann", "Ann")
     journal.create(site.engine, site.tables.of(Employee))
     return site
-
-
-def started(task: Callable[[], Any]) -> Callable[[], Any]:
-    """Start a task in a thread; return what waits for it, and returns or raises what it does."""
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(task())
-        except Exception as error:  # whoever waits for it gets it
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return lambda: outcome.result(60)
 
 
 def insert_until_stored(site: Site, isolation: str, sql: str) -> list[str | None]:
@@ -253,8 +237,9 @@ def many_anns(site: Site) -> None:
         "INSERT INTO employee (name, department_id, title)"
         " SELECT name || repeat(' ', n %% 2), 1 + n %% 3, CASE WHEN n > 4 THEN name END"
         " FROM generate_series(1, 6) AS n,"
-        " unnest(ARRAY['Ann', 'Bob', 'Cid', 'Dan', 'Eve', 'Fay', 'Gus', 'Hal']) AS name ORDER BY n",
-        "UPDATE employee SET manager_id = id - 7 WHERE id > 8",
+        " unnest(ARRAY['Ann', 'Bob', 'Cid', 'Dan', 'Eve', 'Fay', 'Gus', 'Hal']) AS name"
+        " ORDER BY n, name",
+        "UPDATE employee SET manager_id = 17 WHERE name !~ 'Ann'",
         "UPDATE employee SET created_at = NULL, updated_at = NULL",
         "UPDATE department SET created_at = NULL, updated_at = NULL",
         "CREATE TABLE note (id serial PRIMARY KEY, who int REFERENCES employee)",
@@ -271,52 +256,81 @@ def guarded_keys(site: Site) -> bool:
     return valid == [2] and not site.look(Employee, which="unmarked")
 
 
-def test_a_table_is_guarded_while_it_is_written(site: Site, make_app: Callable[..., Flask]) -> None:
-    """By get_or_create, and by a stranger who looks for nothing; nobody makes a duplicate after."""
-    many_anns(site)
-    app = make_app(site.engine.url.render_as_string(False))
-    done = threading.Event()
-    keys = [f"New {number}" for number in range(5)]
+KEYS = [f"New {number}" for number in range(5)]
 
-    def create(number: int) -> set[int]:
-        ids = set()
+
+@contextmanager
+def creators(site: Site, app: Flask) -> Iterator[set[int]]:
+    """Have writers create the same keys by get_or_create; yield the ids they were given."""
+    done, ids = threading.Event(), set[int]()
+
+    def create(number: int) -> None:
         with app.app_context():
             while not done.is_set():
-                for key in keys:
-                    record, _ = Employee.get_or_create(name=key, department_id=1 + number)
-                    ids.add(record.id)
-        return ids
+                for key in KEYS:
+                    ids.add(Employee.get_or_create(name=key, department_id=2 + number)[0].id)
 
-    def intrude() -> tuple[int, str | None]:
-        stored = 0
+    writers = [started(lambda number=number: create(number)) for number in range(2)]
+    yield ids
+    done.set()
+    for writer in writers:
+        writer()
+
+
+def nobody_makes_a_duplicate(site: Site, app: Flask) -> None:
+    assert guarded_keys(site)
+    with pytest.raises(IntegrityError, match="uq_employee_natural_key") as caught:
+        site.add_employee(KEYS[0], department=3)
+    assert sqlstate(caught.value) == "23505"
+    with app.app_context():
+        assert not Employee.get_or_create(name=KEYS[0], department_id=3)[1]
+
+
+def test_a_table_is_guarded_while_duplicates_arrive(
+    site: Site, make_app: Callable[..., Flask]
+) -> None:
+    """From a stranger who looks for nothing, beside writers who do."""
+    many_anns(site)
+    app = make_app(site.engine.url.render_as_string(False))
+    rounds = iter(range(3))
+
+    def intrude(what: str, count: int) -> None:
+        if what == "employee: building the guard" and next(rounds, None) is not None:
+            site.add_employee(*KEYS, *KEYS, department=3)
+
+    with creators(site, app) as ids:
+        guarded = guard(site.engine, Employee, tell=intrude)
+    assert guarded[1].passes == 4
+    nobody_makes_a_duplicate(site, app)
+    assert site.rows("SELECT count(*) FROM employee WHERE name ~ '^New'")[0] >= 30
+    assert ids <= set(site.rows("SELECT id FROM employee"))
+
+
+def test_a_table_is_guarded_while_a_stranger_never_stops(
+    site: Site, make_app: Callable[..., Flask]
+) -> None:
+    """He is refused until the guard stands, and refused by it from then on."""
+    many_anns(site)
+    app = make_app(site.engine.url.render_as_string(False))
+    stored = []
+
+    def intrude() -> str | None:
         while True:
             try:
-                site.add_employee(*keys, department=3)
-                stored += len(keys)
-            except IntegrityError as error:
-                return stored, sqlstate(error)
-
-    def guard_at_last() -> Any:
-        try:
-            return guard(site.engine, Employee)
-        except NotGuarded:
-            return guard_at_last()
+                site.add_employee(*KEYS, department=3)
+                stored.extend(KEYS)
+            except DBAPIError as error:
+                if sqlstate(error) == "23505":
+                    return "23505"
 
     intruding = started(intrude)
-    writers = [started(lambda number=number: create(number)) for number in range(2)]
-    guard_at_last()
-    stored, refused = intruding()
-    done.set()
-    assert refused == "23505"
-    created = set().union(*(writer() for writer in writers))
-    assert guarded_keys(site)
-    there = site.rows("SELECT count(*) FROM employee WHERE name ~ '^New'")
-    assert there[0] >= stored
-    assert created <= set(site.rows("SELECT id FROM employee"))
-    with pytest.raises(IntegrityError, match="uq_employee_natural_key"):
-        site.add_employee(keys[0], department=3)
-    with app.app_context():
-        assert not Employee.get_or_create(name=keys[0], department_id=3)[1]
+    eventually(lambda: len(stored) > 10)
+    with creators(site, app):
+        guard(site.engine, Employee, refuse_unsafe=True)
+    assert intruding() == "23505"
+    nobody_makes_a_duplicate(site, app)
+    strangers = "name ~ '^New' AND creation_token IS NULL"
+    assert site.rows(f"SELECT count(*) FROM employee WHERE {strangers}")[0] >= len(stored)
 
 
 GUARD = """
@@ -404,16 +418,14 @@ def test_a_merge_of_all_that_was_killed_ends_as_any_other_when_it_is_run_again(
 ) -> None:
     """A group is merged or it is not."""
     many_anns(site)
-    site.run("UPDATE employee SET manager_id = NULL")
     killed_at_entry(site, MERGE, entry)
     merge_everything(site)
     disturbed = site.image()
     start_again(site)
-    site.run("UPDATE employee SET manager_id = NULL")
     merge_everything(site)
     assert site.image() == disturbed
-    assert site.rows("SELECT DISTINCT who FROM note") == site.rows(
-        "SELECT id FROM employee WHERE duplicate_of_id IS NULL"
+    assert site.rows("SELECT DISTINCT who FROM note ORDER BY 1") == site.rows(
+        "SELECT id FROM employee WHERE duplicate_of_id IS NULL ORDER BY 1"
     )
 
 

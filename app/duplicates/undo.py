@@ -14,9 +14,7 @@ from app.duplicates.collisions import from_error
 from app.duplicates.journal import Entry
 from app.duplicates.tables import KeyedTable, quote
 from app.errors import CannotUndo, UnknownMerge
-from app.transactions import RetryPolicy, run, sqlstate
-
-NOT_THERE = ("42P01", "42703", "42704", "3F000")  # a table, a column, a type, a schema
+from app.transactions import RetryPolicy, run
 
 
 class Step(NamedTuple):
@@ -66,9 +64,7 @@ def undo(
             entry, f"{refusal.table} has a rule against it: {refusal.reason}"
         ) from error
     except ProgrammingError as error:
-        if sqlstate(error) not in NOT_THERE:
-            raise
-        raise CannotUndo(entry, f"tables have been changed since: {error.orig}") from error
+        raise CannotUndo(entry, f"its tables are not what they were: {error.orig}") from error
 
 
 def _lock(connection: Connection, table: KeyedTable, entry: int) -> Entry:
