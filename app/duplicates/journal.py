@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app.duplicates.tables import KeyedTable, Reference, literal, quote
-from app.transactions import sqlstate
+from app.transactions import RetryPolicy, run, sqlstate
 
 MARK, MERGE, PURGE = "mark", "merge", "purge"
 
@@ -60,10 +60,9 @@ CREATE TABLE IF NOT EXISTS {schema}.rollcall_change (
 NOT_WAITING = "SET LOCAL synchronous_commit = off; "
 
 
-def flush(engine: Engine) -> None:
+def flush(engine: Engine, policy: RetryPolicy) -> None:
     """Return when everything that was committed before is on disk."""
-    with engine.begin() as connection:
-        connection.execute(text("SELECT pg_current_xact_id()"))
+    run(engine, lambda session, _: session.scalar(text("SELECT pg_current_xact_id()")), policy)
 
 
 # Of two who create it at once: pg_type_typname_nsp_index, duplicate table, duplicate object.

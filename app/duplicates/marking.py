@@ -60,7 +60,8 @@ class Marker:
             for some in in_parts(self._unmarked(connection), at_once):
                 marked += self._mark_if_unchanged(some)
                 tell(marked)
-        journal.flush(self.engine)
+        if marked:
+            journal.flush(self.engine, self.policy)
         return marked
 
     def _mark_if_unchanged(self, groups: Sequence[Group]) -> int:
@@ -135,7 +136,8 @@ class Marker:
             for some in in_parts((id for (id,) in rows), ROWS_AT_ONCE):
                 normalised += self._normalise_if_free(some)
                 tell(normalised)
-        journal.flush(self.engine)
+        if normalised:
+            journal.flush(self.engine, self.policy)
         return normalised
 
     def _unnormalised_sql(self) -> str:

@@ -101,9 +101,9 @@ def merge_all(
                     else:
                         merged += 1
                     yield outcome
-        journal.flush(engine)
         if not merged:
             return
+        journal.flush(engine, policy)
 
 
 def merge_planned(
@@ -123,7 +123,7 @@ def merge_planned(
                 yield _merge_or_leave(
                     engine, tables, table, planned, rules, policy, decisions, merged
                 )
-    journal.flush(engine)
+    journal.flush(engine, policy)
 
 
 def _merge_or_leave(
