@@ -63,6 +63,10 @@ class UnknownTable(RollcallError):
     """A table or column that was named is not there; ``str(error)`` says which."""
 
 
+class UnknownReference(UnknownTable):
+    """A soft reference was declared that the database does not have."""
+
+
 class GroupChanged(RollcallError):
     """The rows of a group are not what they were when it was found: look again."""
 
