@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Engine
 from app.duplicates import journal
 from app.duplicates.groups import Group, find_groups
 from app.duplicates.marking import Marker
-from app.duplicates.merging import Rules
-from app.duplicates.plan import Decisions
+from app.duplicates.merging import Rules, differing
+from app.duplicates.plan import LEAVE, Decisions
+from app.duplicates.rows import read_rows
 from app.duplicates.tables import KeyedTable, Model, SoftReference, Tables, read_tables
 from app.duplicates.undo import undo
 from app.duplicates.writers import admit_all_writers, refuse_unsafe_writers
@@ -57,7 +58,8 @@ def guard(
     again while new duplicates arrive. It may be interrupted and run again. ``refuse_unsafe`` has
     writers below SERIALIZABLE refused meanwhile. ``tell`` is told what is done, and how much.
 
-    Raises HomonymsFound before anything is changed, NotGuarded where duplicates keep arriving, and
+    Raises UnusablePlan and HomonymsFound before anything is changed, save that rows which get
+    another key by ``decisions`` may have it, NotGuarded where duplicates keep arriving, and
     BootstrapError, which names who holds up an index build for more than ``lock_timeout`` seconds.
     """
     with engine.connect() as connection:
@@ -66,8 +68,11 @@ def guard(
     decisions = decisions or Decisions()
     for table in wanted:
         journal.create(engine, table)
-    renamed = {table.oid: _rename(engine, tables, table, decisions, policy) for table in wanted}
+    _require_keys(wanted, decisions)
     _require_decided(engine, tables, wanted, rules, decisions)
+    renamed = {table.oid: _rename(engine, tables, table, decisions, policy) for table in wanted}
+    if any(renamed.values()):  # which may have brought rows together with others
+        _require_decided(engine, tables, wanted, rules, decisions)
     outcomes = []
     for table in wanted:
         marker = Marker(engine, tables, table, rules, policy, decisions)
@@ -88,21 +93,47 @@ def in_order(tables: Tables, table: KeyedTable) -> list[KeyedTable]:
 def undecided(
     engine: Engine, tables: Tables, table: KeyedTable, rules: Rules, decisions: Decisions
 ) -> Iterator[Group]:
-    """Yield the groups that may be different people, and that nobody has decided on."""
+    """Yield the groups that may be different people, and that nobody has decided on.
+
+    So are those that a plan leaves as they are, which no guard can.
+    """
     with engine.connect() as connection:
         for group in find_groups(connection, tables, table, rules.keep, which="unmarked"):
-            if group.are_homonyms and not decisions.are_same(group):
+            same = rules.accept_homonyms or decisions.are_same(group)
+            if decisions.leave(group) or (
+                not same and _are_homonyms(connection, tables, table, group, decisions)
+            ):
                 yield group
+
+
+def _are_homonyms(
+    connection: Connection, tables: Tables, table: KeyedTable, group: Group, decisions: Decisions
+) -> bool:
+    """Tell whether rows differ that no other key is planned for."""
+    planned = decisions.of(group)
+    if not group.are_homonyms or planned is None or not planned.rename:
+        return group.are_homonyms
+    rest = planned.without_renamed()
+    rows = read_rows(connection, tables, table, list(rest.ids)) if rest else {}
+    return bool(differing(list(rows.values())))
 
 
 def _require_decided(
     engine: Engine, tables: Tables, wanted: list[KeyedTable], rules: Rules, decisions: Decisions
 ) -> None:
-    if rules.accept_homonyms:
+    if rules.accept_homonyms and not any(one.decision == LEAVE for one in decisions.groups):
         return
     groups = [one for table in wanted for one in undecided(engine, tables, table, rules, decisions)]
     if groups:
         raise HomonymsFound(groups)
+
+
+def _require_keys(wanted: list[KeyedTable], decisions: Decisions) -> None:
+    keys = {table.name: table.key for table in wanted}
+    for group in decisions.groups:
+        for key in group.rename.values():
+            if not key.keys() <= set(keys.get(group.table, key)):
+                raise UnusablePlan(f"the key of {group.table} is {', '.join(keys[group.table])}")
 
 
 def _rename(
@@ -113,9 +144,6 @@ def _rename(
     renamed = 0
     for group in decisions.groups:
         if group.table == table.name and group.rename:
-            for key in group.rename.values():
-                if not key.keys() <= set(table.key):
-                    raise UnusablePlan(f"the key of {table.name} is {', '.join(table.key)}")
             keys = {id: group.rename[str(id)] for id in group.ids if str(id) in group.rename}
             renamed += marker.rekey(keys)
     return renamed
@@ -156,9 +184,8 @@ def unguard(
     how many rows that changed. Raises MergesRemain before anything is changed.
     """
     with engine.connect() as connection:
-        tables = read_tables(connection, model)
-        table = tables.of(model)
-        marks = _marks(connection, table) if unmark and journal.exists(connection, table) else []
+        table = read_tables(connection, model).of(model)
+        marks = _marks(connection, table) if unmark else []
     converge_indexes(engine.url, {table.name: table.key}, guard=False, lock_timeout=lock_timeout)
     restored = 0
     for mark in marks:
@@ -167,7 +194,15 @@ def unguard(
     return restored
 
 
+def require_unmerged(engine: Engine, model: Model) -> None:
+    """Raise MergesRemain where merges are journalled, which marks cannot be taken off below."""
+    with engine.connect() as connection:
+        _marks(connection, read_tables(connection, model).of(model))
+
+
 def _marks(connection: Connection, table: KeyedTable) -> list[int]:
+    if not journal.exists(connection, table):
+        return []
     of_table = "table_name = %(table)s AND undone_at IS NULL AND action = %(action)s"
     merges, marks = (
         journal.entries(connection, table, of_table, {"table": table.name, "action": action})

@@ -17,7 +17,7 @@ from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
 from app.duplicates.plan import LEAVE, SAME, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
-from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide
+from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide, UnusablePlan
 from app.get_or_create import race_indexes
 from app.transactions import RetryPolicy, after_lists, run
 
@@ -105,9 +105,13 @@ def merge_planned(
     rules: Rules,
     policy: RetryPolicy,
 ) -> Iterator[Outcome | Left]:
-    """Merge the groups of a reviewed plan that are of this table, save those that it leaves."""
-    for planned in groups:
-        if planned.table == table.name and planned.decision != LEAVE:
+    """Merge the groups of a reviewed plan that are of this table, save those that it leaves.
+
+    Rows that the plan gives another key are left out: the guard gives it to them.
+    """
+    for group in groups:
+        planned = group.without_renamed() if group.rename else group
+        if planned and planned.table == table.name and planned.decision != LEAVE:
             same = rules.accept_homonyms or planned.decision == SAME
             decided = replace(rules, accept_homonyms=same)
             yield _merge_or_leave(engine, tables, table, planned, decided, policy)
@@ -123,7 +127,7 @@ def _merge_or_leave(
 ) -> Outcome | Left:
     try:
         return merge_group(engine, tables, table, group, rules, policy)
-    except (GroupChanged, HomonymsFound, RowsCollide) as error:
+    except (GroupChanged, HomonymsFound, RowsCollide, UnusablePlan) as error:
         return Left(group, error)
 
 

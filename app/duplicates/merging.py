@@ -83,9 +83,9 @@ class Merging:
         Raises HomonymsFound for rows that were none when they were found.
         """
         unmarked = [row for row in rows if row.mark is None]
-        differing = _differing([kept, *unmarked]) if not self.rules.accept_homonyms else ()
-        if unmarked and differing:
-            group = Group(table.name, kept.id, _ids(unmarked), (), kept.stored, differing, {})
+        differ = differing([kept, *unmarked]) if not self.rules.accept_homonyms else ()
+        if unmarked and differ:
+            group = Group(table.name, kept.id, _ids(unmarked), (), kept.stored, differ, {})
             raise HomonymsFound([group])
         marks = {row.id: kept.id for row in unmarked}
         changes = [_marking(table, id, None, kept.id) for id in marks]
@@ -266,10 +266,12 @@ def _belongs(row: Row, kept: Row) -> bool:
     return row.mark == kept.id or (row.mark is None and row.key == kept.key)
 
 
-def _differing(rows: Sequence[Row]) -> tuple[str, ...]:
+def differing(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the details that are filled in several of the rows, and differ."""
     return tuple(
-        name for name in rows[0].details if len({row.details[name] for row in rows} - {None}) > 1
+        name
+        for name in (rows[0].details if rows else ())
+        if len({row.details[name] for row in rows} - {None}) > 1
     )
 
 

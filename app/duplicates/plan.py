@@ -41,13 +41,26 @@ class PlannedGroup:
         """All of its rows."""
         return frozenset([self.kept, *self.duplicates])
 
+    def without_renamed(self) -> PlannedGroup | None:
+        """Return what is left of the group when rows have got another key; None: no group."""
+        ids = [id for id in (self.kept, *self.duplicates) if str(id) not in self.rename]
+        if len(ids) < 2:
+            return None
+        kept, *duplicates = ids
+        fill = None
+        if self.fill is not None and kept == self.kept:
+            fill = {name: id for name, id in self.fill.items() if id in duplicates}
+        return PlannedGroup(self.table, kept, tuple(duplicates), self.decision, {}, fill)
+
 
 class Decisions:
     """What a reviewed plan says of groups that are found again."""
 
     def __init__(self, groups: Iterable[PlannedGroup] = ()) -> None:
         self.groups = list(groups)
-        self._by_ids = {(one.table, one.ids): one for one in self.groups}
+        # The plan is of groups as they are before rows get another key, or after that.
+        after = filter(None, (one.without_renamed() for one in self.groups))
+        self._by_ids = {(one.table, one.ids): one for one in (*self.groups, *after)}
 
     def of(self, group: Group) -> PlannedGroup | None:
         """Return what the plan says of exactly these rows."""
@@ -59,6 +72,11 @@ class Decisions:
         if planned is None or planned.kept == group.kept:
             return group
         return replace(group, kept=planned.kept, duplicates=planned.duplicates)
+
+    def leave(self, group: Group) -> bool:
+        """Tell whether somebody has said that the group stays as it is."""
+        planned = self.of(group)
+        return planned is not None and planned.decision == LEAVE
 
     def are_same(self, group: Group) -> bool:
         """Tell whether somebody has said that the rows are the same."""
@@ -110,7 +128,7 @@ def read_plan(file: TextIO) -> list[PlannedGroup]:
     """Return the groups of a plan. Raises UnusablePlan, which says what is wrong and where."""
     try:
         content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusablePlan(f"it is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("rollcall_plan") != VERSION:
         raise UnusablePlan(f'it does not begin with {{"rollcall_plan": {VERSION}')
