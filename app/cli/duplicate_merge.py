@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -170,7 +170,7 @@ def _count(outcomes: Iterable[Outcome | Left], name: str, show: Progress) -> Tot
 
 def _print(totals: dict[str, Totals], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({table: asdict(one) for table, one in totals.items()}))
+        click.echo(json.dumps({table: vars(one) for table, one in totals.items()}))
         return
     for table, one in totals.items():
         click.echo(f"{table}: merged {one.merged} groups, {one.duplicates} duplicates.")

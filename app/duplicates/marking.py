@@ -46,7 +46,7 @@ class Marker:
         self.engine = engine
         self.tables = tables
         self.table = table
-        self.rules = rules
+        self.rules = replace(rules, decisions=decisions)
         self.policy = policy
         self.decisions = decisions
         self.moved: Counter[str] = Counter()  # rows of other tables that came along
@@ -86,8 +86,7 @@ class Marker:
             entry = writer.begin(journal.MARK, self.table, None, duplicates)
             outcome = Outcome(entry, self.table.name, None, tuple(duplicates))
             for group in groups:
-                rules = replace(self.rules, accept_homonyms=self._accepts(group))
-                merging = Merging(connection, self.tables, writer, rules, outcome)
+                merging = Merging(connection, self.tables, writer, self.rules, outcome)
                 self._mark_group(merging, group)
             return outcome
 
@@ -95,9 +94,6 @@ class Marker:
         self.moved += outcome.repointed
         self.collapsed += outcome.collapsed
         return len(duplicates)
-
-    def _accepts(self, group: Group) -> bool:
-        return self.rules.accept_homonyms or self.decisions.are_same(group)
 
     def _mark_group(self, merging: Merging, group: Group) -> None:
         kept, rows = merging.lock(self.table, group.kept, group.duplicates)

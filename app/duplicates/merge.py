@@ -15,7 +15,7 @@ from app.duplicates.collisions import from_error
 from app.duplicates.groups import find_groups
 from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
-from app.duplicates.plan import LEAVE, SAME, PlannedGroup
+from app.duplicates.plan import LEAVE, Decisions, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide, UnusablePlan
 from app.get_or_create import race_indexes
@@ -109,11 +109,11 @@ def merge_planned(
 
     Rows that the plan gives another key are left out: the guard gives it to them.
     """
-    for group in groups:
+    plan = list(groups)
+    decided = replace(rules, decisions=Decisions(plan))
+    for group in plan:
         planned = group.without_renamed() if group.rename else group
         if planned and planned.table == table.name and planned.decision != LEAVE:
-            same = rules.accept_homonyms or planned.decision == SAME
-            decided = replace(rules, accept_homonyms=same)
             yield _merge_or_leave(engine, tables, table, planned, decided, policy)
 
 

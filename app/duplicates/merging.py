@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
@@ -23,9 +23,19 @@ from app.errors import GroupChanged, HomonymsFound, RowsCollide, UnusablePlan
 SKIP, MERGE_CHILDREN = "skip", "merge"
 
 
+class Decided(Protocol):
+    """What a person has said of single groups."""
+
+    def apply(self, group: Group) -> Group:
+        """Return the group with the row kept that shall be."""
+
+    def are_same(self, group: Group) -> bool:
+        """Tell whether the rows of homonyms are the same."""
+
+
 @dataclass(frozen=True)
 class Rules:
-    """What a person has decided beforehand.
+    """What a person has decided beforehand, of all groups, and in ``decisions`` of single ones.
 
     ``on_collision`` says by table what happens to rows that would collide: "skip" leaves them where
     they are, "merge" also repoints what refers to them and fills blanks of the row that stays.
@@ -34,6 +44,16 @@ class Rules:
     keep: str = "oldest"
     accept_homonyms: bool = False
     on_collision: Mapping[str, str] = field(default_factory=dict)
+    decisions: Decided | None = None
+
+    def apply(self, group: Group) -> Group:
+        """Return the group with the row kept that shall be."""
+        return group if self.decisions is None else self.decisions.apply(group)
+
+    def are_same(self, group: Group) -> bool:
+        """Tell whether the rows count as the same though they differ."""
+        decided = self.decisions is not None and self.decisions.are_same(group)
+        return self.accept_homonyms or decided
 
 
 @dataclass
@@ -83,10 +103,10 @@ class Merging:
         Raises HomonymsFound for rows that were none when they were found.
         """
         unmarked = [row for row in rows if row.mark is None]
-        differ = differing([kept, *unmarked]) if not self.rules.accept_homonyms else ()
-        if unmarked and differ:
-            group = Group(table.name, kept.id, _ids(unmarked), (), kept.stored, differ, {})
-            raise HomonymsFound([group])
+        differ = differing([kept, *unmarked])
+        group = Group(table.name, kept.id, _ids(rows), (), kept.stored, differ, {})
+        if unmarked and differ and not self.rules.are_same(group):
+            raise HomonymsFound([replace(group, duplicates=_ids(unmarked))])
         marks = {row.id: kept.id for row in unmarked}
         changes = [_marking(table, id, None, kept.id) for id in marks]
         self.journal.change(table.table, [*changes, *self._chained(table, marks)])
@@ -118,18 +138,12 @@ class Merging:
         the others move: the guard would refuse them side by side even for a moment.
         """
         within = Within(column, [kept, *ids])
-        groups = list(
-            find_groups(
-                self.connection,
-                self.tables,
-                child,
-                self.rules.keep,
-                which="unmarked",
-                within=within,
-            )
+        found = find_groups(
+            self.connection, self.tables, child, self.rules.keep, which="unmarked", within=within
         )
-        homonyms = [group for group in groups if group.homonyms]
-        if homonyms and not self.rules.accept_homonyms:
+        groups = [self.rules.apply(group) for group in found]
+        homonyms = [one for one in groups if one.homonyms and not self.rules.are_same(one)]
+        if homonyms:
             raise HomonymsFound(homonyms)
         self._mark_moved(child, column, kept, groups)
         reference = next(
