@@ -39,6 +39,7 @@ from app.duplicates.tables import KeyedTable, Tables, read_tables
 from app.duplicates.undo import undo
 from app.errors import CannotUndo, UnknownMerge
 from app.models import RECORDS
+from migrations_bootstrap.catalogue import find_table
 
 AGE = re.compile(r"([0-9]{1,6})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -137,6 +138,7 @@ def merge_command(
             return
         plan = planned(plan_file)
         tables = _read(engine)
+        _require_tables(engine, on_collision)
         totals = {}
         for model in models:
             name = model.__tablename__
@@ -151,6 +153,14 @@ def merge_command(
     _print(totals, as_json)
     if any(one.left for one in totals.values()):
         raise SystemExit(1)
+
+
+def _require_tables(engine: Engine, names: Iterable[str]) -> None:
+    with engine.connect() as connection:
+        for name in names:
+            schema, _, bare_name = name.rpartition(".")
+            if find_table(connection, bare_name, schema or None) is None:
+                raise click.ClickException(f"--on-collision: there is no table {name}")
 
 
 def _read(engine: Engine) -> Tables:
