@@ -237,19 +237,20 @@ def test_what_is_left_of_a_group_after_a_rename_is_decided_with_it(
     run(
         legacy,
         "INSERT INTO employee (name, department_id, title)"
-        " VALUES ('Person 31', 2, 'Smith'), ('Person 32', 1, 'Clerk')",
+        " VALUES ('Person 31', 2, 'Smith'), ('Person 32', 1, 'Clerk'), ('Person 33', 2, 'Poet')",
     )
     plan = make_plan(
         legacy,
         tmp_path / "plan.json",
         employee_31={"decision": "same", "rename": {"234": {"name": "Person 31 Smith"}}},
         employee_32={"rename": {"232": {"name": "Person 32 the Poet"}}},
-        employee_33={"decision": "same"},
+        employee_33={"rename": {"33": {"name": "Person 33 the Clerk"}}},
     )
     result = duplicates(legacy, "guard", "--plan", plan)
     assert result.exit_code == 0, result.stderr
     marks = dict(run(legacy, "SELECT id, duplicate_of_id FROM employee"))
     assert [marks[id] for id in (231, 232, 234, 235)] == [31, None, None, 32]
+    assert [marks[id] for id in (33, 233, 236)] == [None, None, 233]
 
 
 def test_a_plan_that_leaves_homonyms_open_changes_nothing(legacy: Flask, tmp_path: Path) -> None:
@@ -326,19 +327,19 @@ BAD_PLANS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["guard", "merge"])
 @pytest.mark.parametrize(("content", "words"), BAD_PLANS)
 def test_a_bad_plan_is_one_line_that_names_the_file_and_the_group(
-    app: Flask, tmp_path: Path, command: str, content: Any, words: str
+    app: Flask, tmp_path: Path, content: Any, words: str
 ) -> None:
-    """Before anything is looked at."""
+    """Before anything is looked at, whichever command is to follow it."""
     path = tmp_path / "plan.json"
     groups = {"rollcall_plan": 1, "groups": content} if isinstance(content, list) else content
     written = content if isinstance(content, str) else json.dumps(groups)
     path.write_text(written, "utf-8", errors="surrogateescape")
-    result = duplicates(app, command, "--plan", str(path))
-    one_line(result, words)
-    assert f"{path}: " in result.stderr
+    for command in ("guard", "merge"):
+        result = duplicates(app, command, "--plan", str(path))
+        one_line(result, words)
+        assert f"{path}: " in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -448,13 +449,11 @@ def test_a_guard_that_is_stopped_can_be_run_again(legacy: Flask, legacy_url: str
 
 
 def test_the_commands_work_as_an_operator_calls_them(legacy_url: str) -> None:
-    """As processes of their own, up the ladder and down again."""
+    """As processes of their own."""
     env = {"DATABASE_URL": legacy_url}
-    assert "Next: flask duplicates guard" in flask("duplicates", "status", **env).stdout
     assert flask("duplicates", "guard", **env).returncode == 1
     assert flask("duplicates", "guard", "--accept-homonyms", **env).returncode == 0
     assert "Next: flask duplicates merge" in flask("duplicates", "status", **env).stdout
-    assert flask("duplicates", "unguard", "--unmark", **env).returncode == 0
 
 
 def test_an_unguarded_table_stays_so_until_somebody_guards_it(
@@ -498,6 +497,16 @@ def test_marks_stay_while_merges_rely_on_them(marked: Flask) -> None:
         assert everything(marked) == before
         assert key_indexes(marked) == GUARDS
     assert duplicates(marked, "unguard").exit_code == 0
+
+
+def test_marks_without_a_journal_stay(marked: Flask) -> None:
+    """Nothing says what there was before them; the guards go all the same."""
+    run(marked, "DROP TABLE rollcall_change, rollcall_merge")
+    before = rows(marked)
+    result = duplicates(marked, "unguard", "--unmark", "--json")
+    assert json.loads(result.stdout)["department"] == {"restored": 0}
+    assert rows(marked) == before
+    assert key_indexes(marked) == LOOKUPS
 
 
 def status(app: Flask) -> list[str]:
@@ -597,64 +606,43 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_a_database_that_is_away_is_one_line(
-    make_app: Callable[..., Flask], arguments: list[str]
-) -> None:
-    """Without the password."""
+def test_a_database_that_is_away_is_one_line(make_app: Callable[..., Flask]) -> None:
+    """For each command, without the password."""
     app = make_app("postgresql://u:secret@127.0.0.1:1/d", ROLLCALL_RETRY_ATTEMPTS=1)
-    result = duplicates(app, *arguments)
-    one_line(result, "")
-    assert "secret" not in result.output
+    for arguments in COMMANDS:
+        result = duplicates(app, *arguments)
+        one_line(result, "")
+        assert "secret" not in result.output
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_a_database_that_was_never_adopted_is_one_line(
-    make_app: Callable[..., Flask], never_adopted: str, arguments: list[str]
+    make_app: Callable[..., Flask], fresh_database: str
 ) -> None:
-    """That says what to run."""
-    one_line(duplicates(make_app(never_adopted), *arguments), "run flask init-db first")
+    """That says what to run, for each command."""
+    app = make_app(fresh_database)
+    run(
+        app,
+        "CREATE TABLE department (id int, name text)",
+        "CREATE TABLE employee (id int, department_id int, name text)",
+    )
+    for arguments in COMMANDS:
+        one_line(duplicates(app, *arguments), "run flask init-db first")
 
 
-@pytest.fixture(scope="module")
-def never_adopted(server: Any, administrator: Any) -> str:
-    """Two legacy tables, as they were before anybody ran init-db."""
-    with administrator.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE never_adopted")
-    url: str = server.url("never_adopted")
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TABLE department (id int, name text);"
-            "CREATE TABLE employee (id int, department_id int, name text)"
-        )
-    engine.dispose()
-    return url
-
-
-@pytest.mark.parametrize("arguments", [["status"], ["merge", "--all"]])
-def test_an_empty_database_is_one_line(
-    make_app: Callable[..., Flask], fresh_database: str, arguments: list[str]
-) -> None:
+def test_an_empty_database_is_one_line(make_app: Callable[..., Flask], fresh_database: str) -> None:
     """There is no table at all."""
     app = make_app(fresh_database)
-    one_line(duplicates(app, *arguments), "there is no table department: run flask init-db first")
+    for arguments in (["status"], ["merge", "--all"], ["guard"]):
+        one_line(duplicates(app, *arguments), "run flask init-db first")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["merge", "--all"],
-        ["undo", "1"],
-        ["undo", "--all"],
-        ["purge", "--older-than", "0d", "--yes"],
-    ],
-)
-def test_a_database_of_an_earlier_version_is_one_line(legacy: Flask, arguments: list[str]) -> None:
+def test_a_database_of_an_earlier_version_is_one_line(legacy: Flask) -> None:
     """It has no journal yet."""
     run(legacy, "DROP TABLE rollcall_change, rollcall_merge")
-    one_line(duplicates(legacy, *arguments), "no journal of merges")
-    assert "run flask init-db first" in duplicates(legacy, *arguments).stderr
+    words = "there is no journal of merges beside the table department: run flask init-db first"
+    purge = ["purge", "--older-than", "0d", "--yes"]
+    for arguments in (["merge", "--all"], ["undo", "1"], ["undo", "--all"], purge):
+        one_line(duplicates(legacy, *arguments), words)
 
 
 def test_the_commands_go_past_a_pooler(make_app: Callable[..., Flask], legacy_url: str) -> None:

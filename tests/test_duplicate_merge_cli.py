@@ -328,13 +328,13 @@ def test_purge_deletes_what_is_merged_for_good(marked: Flask) -> None:
     assert duplicates(marked, "purge", "--older-than", "0d").exit_code == 0  # nothing to ask about
 
 
-@pytest.mark.parametrize("age", ["30d", "12h", "90m", "999999d"])
-def test_what_is_younger_is_not_purged(marked: Flask, age: str) -> None:
+def test_what_is_younger_is_not_purged(marked: Flask) -> None:
     """It stays restorable."""
     duplicates(marked, "merge", "--all", "--table", "department")
     before = everything(marked)
-    result = duplicates(marked, "purge", "--older-than", age, "--yes", "--json")
-    assert json.loads(result.stdout)["department"]["deleted"] == 0
+    for age in ("30d", "12h", "90m", "999999d"):
+        result = duplicates(marked, "purge", "--older-than", age, "--yes", "--json")
+        assert json.loads(result.stdout)["department"]["deleted"] == 0
     assert everything(marked) == before
 
 
@@ -421,7 +421,6 @@ def test_the_commands_work_as_an_operator_calls_them(marked_url: str) -> None:
     env = {"DATABASE_URL": marked_url}
     assert flask("duplicates", "merge", "--all", **env).stdout.endswith(f"{NEXT}\n")
     assert flask("duplicates", "undo", "--all", **env).stdout.startswith("Undone 35 merges")
-    assert flask("duplicates", "purge", "--older-than", "0d", **env).returncode == 0
 
 
 def test_columns_without_a_foreign_key_are_repointed_where_they_are_declared(
@@ -453,10 +452,10 @@ def test_columns_without_a_foreign_key_are_repointed_where_they_are_declared(
         ("ticket.employee_id=employees", "ticket.employee_id: there is no table employees"),
     ],
 )
-@pytest.mark.parametrize("command", [["merge", "--all"], ["guard"], ["status"], ["report"]])
 def test_a_soft_reference_that_is_not_there_is_one_line(
-    make_app: Callable[..., Flask], marked_url: str, declared: str, words: str, command: list[str]
+    make_app: Callable[..., Flask], marked_url: str, declared: str, words: str
 ) -> None:
-    """That names the setting, and changes nothing."""
+    """That names the setting, in every command that looks at references."""
     app = make_app(marked_url, ROLLCALL_SOFT_REFERENCES=declared)
-    one_line(duplicates(app, *command), f"Error: ROLLCALL_SOFT_REFERENCES: {words}")
+    for arguments in (["merge", "--all"], ["guard"], ["status"], ["report"], ["undo", "--all"]):
+        one_line(duplicates(app, *arguments), f"Error: ROLLCALL_SOFT_REFERENCES: {words}")
