@@ -71,6 +71,10 @@ class GroupChanged(RollcallError):
     """The rows of a group are not what they were when it was found: look again."""
 
 
+class AlreadyMerged(GroupChanged):
+    """The rows of a group have been merged by somebody else, and nothing is left to do."""
+
+
 class RowsCollide(RollcallError):
     """A merge would break a rule of the rows that refer to what is merged; nothing was changed.
 

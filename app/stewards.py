@@ -18,7 +18,7 @@ from app.duplicates.plan import PlannedGroup
 from app.duplicates.status import guard_state
 from app.duplicates.tables import KeyedTable, Tables, read_tables
 from app.duplicates.undo import undo
-from app.errors import NothingToMerge, RecordIsDuplicate, RecordNotFound
+from app.errors import AlreadyMerged, NothingToMerge, RecordIsDuplicate, RecordNotFound
 from app.models import RECORDS, Record
 
 Result = TypeVar("Result")
@@ -85,14 +85,12 @@ def merge_one(name: str, id: int, accept_homonyms: bool) -> Outcome:
     tables, group = _on_tables(query)
     if group is None:
         raise NothingToMerge(model.__name__, id)
-    return merge_group(
-        db.engine,
-        tables,
-        tables.of(model),
-        _keeping(id, group),
-        Rules(accept_homonyms=accept_homonyms),
-        request_policy(),
-    )
+    rules = Rules(accept_homonyms=accept_homonyms)
+    table, planned = tables.of(model), _keeping(id, group)
+    try:
+        return merge_group(db.engine, tables, table, planned, rules, request_policy())
+    except AlreadyMerged:
+        raise NothingToMerge(model.__name__, id) from None
 
 
 def _require_canonical(session: Session, model: type[Record], id: int) -> None:

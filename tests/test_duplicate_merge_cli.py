@@ -132,6 +132,21 @@ def test_a_plan_is_followed_as_it_was_edited(legacy: Flask, tmp_path: Path) -> N
     assert found[233].name == "Person 33"  # it is the guard that renames
 
 
+def test_a_plan_can_be_followed_again_from_the_start(marked: Flask, tmp_path: Path) -> None:
+    """What is merged already is passed over; what has come to refer to it since is repointed."""
+    plan = make_plan(marked, tmp_path / "plan.json", "merge")
+    duplicates(marked, "merge", "--plan", plan, "--table", "department")
+    assert duplicates(marked, "merge", "--plan", plan).exit_code == 0
+    before = everything(marked)
+    again = duplicates(marked, "merge", "--plan", plan)
+    assert again.exit_code == 0
+    assert "employee: merged 0 groups, 0 duplicates." in again.stdout
+    assert everything(marked) == before
+    run(marked, "INSERT INTO ticket (employee_id) VALUES (201)")
+    late = duplicates(marked, "merge", "--plan", plan)
+    assert "  repointed 1 rows: ticket.employee_id" in late.stdout.splitlines()
+
+
 def test_a_plan_that_is_out_of_date_is_left_and_said(legacy: Flask, tmp_path: Path) -> None:
     """Rows that have gone, changed, or been filled since: exit status 1, the others merged."""
     plan = make_plan(

@@ -284,6 +284,24 @@ def test_a_group_that_changes_while_it_is_merged_is_a_conflict(
     assert_problem(merge(legacy, "employee", 1), 409, "changed")
 
 
+def test_of_two_who_merge_at_once_one_has_nothing_to_merge(
+    either: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One entry in the journal, so that one undo takes it back."""
+    keeping, made = stewards._keeping, []
+
+    def merge_first(id: int, group: Any) -> PlannedGroup:
+        monkeypatch.setattr(stewards, "_keeping", keeping)
+        made.append(merge(either.application.test_client(), "employee", 1).get_json()["id"])
+        return keeping(id, group)
+
+    listed = groups(either)
+    monkeypatch.setattr(stewards, "_keeping", merge_first)
+    assert_problem(merge(either, "employee", 1), 409, "no_duplicates")
+    assert undo(either, made[0]).status_code == 200
+    assert groups(either) == listed
+
+
 def test_undo_gives_back_every_row(either: FlaskClient) -> None:
     """Marks, references, filled fields; once, and then there is nothing to undo."""
     before, listed = everything(either), groups(either)

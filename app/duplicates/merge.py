@@ -17,7 +17,14 @@ from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
 from app.duplicates.plan import LEAVE, Decisions, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
-from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide, UnusablePlan
+from app.errors import (
+    AlreadyMerged,
+    GroupChanged,
+    HomonymsFound,
+    RollcallError,
+    RowsCollide,
+    UnusablePlan,
+)
 from app.get_or_create import race_indexes
 from app.transactions import RetryPolicy, after_lists, run
 
@@ -35,8 +42,9 @@ def merge_group(
 ) -> Outcome:
     """Merge rows into the one that is kept: mark them, fill its blanks, repoint their references.
 
-    Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
-    Nothing is ever deleted or set to NULL.
+    Raises GroupChanged, AlreadyMerged where it would do nothing, HomonymsFound, RowsCollide and
+    UnusablePlan; nothing is changed then, and nothing journalled. Nothing is ever deleted or set
+    to NULL.
     """
 
     def work(session: Session, unanswered: Outcome | None) -> Outcome:
@@ -51,8 +59,11 @@ def merge_group(
         kept, rows = merging.lock(table, group.kept, group.duplicates)
         merging.mark(table, kept, rows)
         # What a person has blanked since stays blank.
-        merging.fill(table, kept, [row for row in rows if row.id not in already], group.fill)
+        chosen = group.fill and {name: id for name, id in group.fill.items() if id not in already}
+        merging.fill(table, kept, [row for row in rows if row.id not in already], chosen)
         merging.repoint(table, kept, rows)
+        if not writer.step and already.issuperset(group.duplicates):
+            raise AlreadyMerged(f"the duplicates of {table.name} {group.kept} are merged already")
         return outcome
 
     try:
@@ -107,14 +118,17 @@ def merge_planned(
 ) -> Iterator[Outcome | Left]:
     """Merge the groups of a reviewed plan that are of this table, save those that it leaves.
 
-    Rows that the plan gives another key are left out: the guard gives it to them.
+    Rows that the plan gives another key are left out: the guard gives it to them. What is merged
+    already is passed over, so that a plan can be followed again from the start.
     """
     plan = list(groups)
     decided = replace(rules, decisions=Decisions(plan))
     for group in plan:
         planned = group.without_renamed() if group.rename else group
         if planned and planned.table == table.name and planned.decision != LEAVE:
-            yield _merge_or_leave(engine, tables, table, planned, decided, policy)
+            outcome = _merge_or_leave(engine, tables, table, planned, decided, policy)
+            if not (isinstance(outcome, Left) and isinstance(outcome.error, AlreadyMerged)):
+                yield outcome
 
 
 def _merge_or_leave(
