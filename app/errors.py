@@ -63,8 +63,16 @@ class UnknownTable(RollcallError):
     """A table or column that was named is not there; ``str(error)`` says which."""
 
 
+class UnknownReference(UnknownTable):
+    """A soft reference was declared that the database does not have."""
+
+
 class GroupChanged(RollcallError):
     """The rows of a group are not what they were when it was found: look again."""
+
+
+class AlreadyMerged(GroupChanged):
+    """The rows of a group have been merged by somebody else, and nothing is left to do."""
 
 
 class RowsCollide(RollcallError):

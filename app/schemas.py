@@ -271,7 +271,7 @@ class EmployeePageQuery(PageQuery):
 
 
 TABLES = tuple(model.__tablename__ for model in RECORDS)
-POSITION = re.compile(rf"({'|'.join(TABLES)}):([0-9]{{1,18}})")
+POSITION = re.compile(rf"({'|'.join(TABLES)}):([0-9]{{1,19}})")
 
 
 class Position(fields.String):

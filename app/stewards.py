@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.config import current_settings, request_policy
 from app.db import db
 from app.directory import read
+from app.duplicates import journal
 from app.duplicates.groups import Group, Page, Which, find_groups
 from app.duplicates.merge import merge_group
 from app.duplicates.merging import Outcome, Rules
@@ -17,7 +18,7 @@ from app.duplicates.plan import PlannedGroup
 from app.duplicates.status import guard_state
 from app.duplicates.tables import KeyedTable, Tables, read_tables
 from app.duplicates.undo import undo
-from app.errors import NothingToMerge, RecordIsDuplicate, RecordNotFound
+from app.errors import AlreadyMerged, NothingToMerge, RecordIsDuplicate, RecordNotFound
 from app.models import RECORDS, Record
 
 Result = TypeVar("Result")
@@ -75,6 +76,7 @@ def merge_one(name: str, id: int, accept_homonyms: bool) -> Outcome:
     def query(session: Session, tables: Tables) -> tuple[Tables, Group | None]:
         _require_canonical(session, model, id)
         table = tables.of(model)
+        journal.require(session.connection(), table)
         found = find_groups(
             session.connection(), tables, table, which=_which(session, table), of=[id]
         )
@@ -83,15 +85,14 @@ def merge_one(name: str, id: int, accept_homonyms: bool) -> Outcome:
     tables, group = _on_tables(query)
     if group is None:
         raise NothingToMerge(model.__name__, id)
-    return merge_group(
-        db.engine,
-        tables,
-        tables.of(model),
-        _keeping(id, group),
-        Rules(accept_homonyms=accept_homonyms),
-        request_policy(),
-        merged=group.merged,
-    )
+    rules = Rules(accept_homonyms=accept_homonyms)
+    table, planned = tables.of(model), _keeping(id, group)
+    try:
+        return merge_group(
+            db.engine, tables, table, planned, rules, request_policy(), merged=group.merged
+        )
+    except AlreadyMerged:
+        raise NothingToMerge(model.__name__, id) from None
 
 
 def _require_canonical(session: Session, model: type[Record], id: int) -> None:
@@ -103,8 +104,13 @@ def _require_canonical(session: Session, model: type[Record], id: int) -> None:
 
 
 def _keeping(id: int, group: Group) -> PlannedGroup:
-    """Return the group with the record kept that was asked for."""
-    others = (other for other in (group.kept, *group.duplicates) if other != id)
+    """Return the group with the record kept that was asked for.
+
+    What is marked as a duplicate of another row follows that row.
+    """
+    if id == group.kept:
+        return PlannedGroup(group.table, id, group.duplicates)
+    others = (other for other in (group.kept, *group.unmarked) if other != id)
     return PlannedGroup(group.table, id, tuple(others))
 
 
@@ -113,5 +119,10 @@ def undo_merge(id: int) -> int:
 
     Raises UnknownMerge and CannotUndo.
     """
-    table = _on_tables(lambda session, tables: tables.of(RECORDS[0]))
-    return undo(db.engine, table, id, request_policy())
+
+    def query(session: Session, tables: Tables) -> KeyedTable:
+        table = tables.of(RECORDS[0])
+        journal.require(session.connection(), table)
+        return table
+
+    return undo(db.engine, _on_tables(query), id, request_policy())

@@ -211,12 +211,14 @@ class _Builder:
         self.connection.execute(NO_TIMEOUTS, {"local": False})
         self.connection.exec_driver_sql(f"SET lock_timeout = '{self.lock_timeout}s'")
         try:
-            with watched(self.engine, self.connection, statement, PATIENCE, wait):
+            patience = min(PATIENCE, self.lock_timeout / 2)
+            with watched(self.engine, self.connection, statement, patience, wait):
                 self.connection.exec_driver_sql(statement)
         except DBAPIError as error:
             if sqlstate(error) == LOCK_NOT_AVAILABLE:
+                blockers = wait.blockers or "others"
                 raise Blocked(
-                    f"{statement} waited {self.lock_timeout:g} s for {wait.blockers}: run it again"
+                    f"{statement} waited {self.lock_timeout:g} s for {blockers}: run it again"
                 ) from error
             raise
 

@@ -18,10 +18,13 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from app import create_app
 from app.db import db
-from app.models import NATURAL_KEYS, Department
+from app.duplicates.guard import guard
+from app.duplicates.merging import Rules
+from app.models import NATURAL_KEYS, Department, Employee
 from app.transactions import RetryPolicy
 from migrations_bootstrap import bootstrap, ensure_database
 from migrations_bootstrap.embedded import EmbeddedServer
+from tests import small_legacy
 from tests.duplicated import Site
 from tests.legacy import LegacyRows, make_legacy
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
@@ -168,6 +171,56 @@ def waits(engine: Engine) -> int:
     """Return how many sessions wait for a lock."""
     with engine.connect() as connection:
         return connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) or 0
+
+
+@pytest.fixture(scope="session")
+def legacy_template(server: EmbeddedServer, administrator: Engine) -> str:
+    """An adopted legacy database, which others are cloned from."""
+    with administrator.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE legacy_template")
+    url = server.url("legacy_template")
+    small_legacy.build(url)
+    bootstrap(url, NATURAL_KEYS, adopt=True)
+    return url
+
+
+@pytest.fixture(scope="session")
+def marked_template(server: EmbeddedServer, administrator: Engine, legacy_template: str) -> str:
+    """A legacy database with its guards up and its duplicates in place."""
+    url = server.url("marked_template")
+    clone(administrator, legacy_template, url)
+    engine = create_engine(url)
+    guard(engine, Employee, rules=Rules(accept_homonyms=True))
+    engine.dispose()
+    return url
+
+
+def clone(administrator: Engine, template: str, url: str) -> None:
+    names = (make_url(one).database for one in (url, template))
+    with administrator.connect() as connection:
+        connection.exec_driver_sql('CREATE DATABASE "{}" TEMPLATE "{}"'.format(*names))
+
+
+@pytest.fixture
+def legacy_url(
+    server: EmbeddedServer, administrator: Engine, legacy_template: str
+) -> Iterator[str]:
+    """An adopted legacy database: see tests/legacy.py for its duplicates."""
+    url = server.url(f"legacy_{next(numbers)}")
+    clone(administrator, legacy_template, url)
+    yield url
+    drop(administrator, url)
+
+
+@pytest.fixture
+def marked_url(
+    server: EmbeddedServer, administrator: Engine, marked_template: str
+) -> Iterator[str]:
+    """The same with its guards up, and nothing merged yet."""
+    url = server.url(f"marked_{next(numbers)}")
+    clone(administrator, marked_template, url)
+    yield url
+    drop(administrator, url)
 
 
 @pytest.fixture

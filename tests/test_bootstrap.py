@@ -55,7 +55,11 @@ def test_an_empty_cluster_is_brought_up_and_the_second_run_changes_nothing(
     """It says what it did, and then that there was nothing to do."""
     first = bootstrap(empty_database, KEYS)
     assert (first.created, first.changed) == (True, True)
-    assert first.upgrade.changes == ("created table department", "created table employee")
+    assert first.upgrade.changes == (
+        "created table department",
+        "created table employee",
+        "created the journal of merges",
+    )
     assert [table.guard for table in first.tables] == [True, True]
     second = bootstrap(empty_database, KEYS, adopt=True, count=True)
     assert (second.created, second.changed) == (False, False)

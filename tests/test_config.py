@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.config import VARIABLES, Settings, load_settings, warn_of_unknown_settings
+from app.duplicates.tables import SoftReference
 from app.errors import ConfigurationError
 
 README = Path(__file__).parent.parent / "README.md"
@@ -95,6 +96,12 @@ def test_several_hosts_stay_in_the_query() -> None:
         ("ROLLCALL_POOL_TIMEOUT", "nan", "number of seconds"),
         ("ROLLCALL_POOL_TIMEOUT", "soon", "number of seconds"),
         ("ROLLCALL_POOL_PRE_PING", "maybe", "must be one of on"),
+        ("ROLLCALL_SOFT_REFERENCES", "ticket.employee_id", "must be like ticket.employee_id="),
+        ("ROLLCALL_SOFT_REFERENCES", "employee_id=employee", "must be like"),
+        ("ROLLCALL_SOFT_REFERENCES", ".employee_id=employee", "must be like"),
+        ("ROLLCALL_SOFT_REFERENCES", "ticket.=employee", "must be like"),
+        ("ROLLCALL_SOFT_REFERENCES", "ticket.employee_id=", "must be like"),
+        ("ROLLCALL_SOFT_REFERENCES", "a.b=c,", "separated by commas"),
         ("ROLLCALL_AUTH", "maybe", "must be one of token, off"),
     ],
 )
@@ -154,6 +161,15 @@ def test_no_password_shows_in_the_settings() -> None:
     assert "secret" not in repr(load_settings({"DATABASE_URL": "postgresql://u:secret@h/d"}))
 
 
+def test_soft_references_are_columns_and_the_tables_they_refer_to() -> None:
+    """Separated by commas, with white space or without; a table may have its schema in front."""
+    value = " ticket.employee_id = employee,audit.entry.of=department"
+    assert load_settings({"ROLLCALL_SOFT_REFERENCES": value}).soft_references == (
+        SoftReference("ticket", "employee_id", "employee"),
+        SoftReference("audit.entry", "of", "department"),
+    )
+
+
 def test_every_setting_has_a_row_in_the_readme() -> None:
     """And every row is a setting, with its default."""
     rows = re.findall(
@@ -170,7 +186,7 @@ def _shown(default: Any) -> str:
         return "on" if default else "off"
     return (
         "unset"
-        if default in (None, "")
+        if default in (None, "", ())
         else f"{default:g}"
         if isinstance(default, float)
         else str(default)

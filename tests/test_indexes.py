@@ -132,6 +132,52 @@ def test_the_guard_is_there_before_the_look_up_index_goes(
     assert names(engine) == {GUARD, *BEHIND}
 
 
+def test_a_table_can_be_unguarded_and_stays_so(engine: Engine) -> None:
+    """Until somebody asks for the guard: who does not ask leaves it as it is."""
+    converge(engine)
+    assert converge(engine, guard=False) == TableIndexes(
+        "department", False, True, (f"built {LOOKUP}", f"dropped {GUARD}"), None
+    )
+    for guard in (None, False):
+        assert converge(engine, guard=guard) == TableIndexes("department", False, True, (), None)
+    assert converge(engine, count=True).census == Census(0, 0, 0, 0)
+    assert converge(engine, guard=True).actions == (f"built {GUARD}", f"dropped {LOOKUP}")
+    assert converge(engine, guard=True).actions == ()
+    assert converge(engine) == TableIndexes("department", True, False, (), None)
+
+
+def test_a_guard_that_was_asked_for_is_built_when_it_can_be(engine: Engine) -> None:
+    """Duplicates are in its way; once they are marked any start builds it."""
+    run(engine, "INSERT INTO department (name) VALUES ('Sales'), ('Sales')")
+    assert converge(engine, guard=False).lookup
+    asked = converge(engine, guard=True)
+    assert asked == TableIndexes("department", False, True, (), Census(2, 1, 1, 0))
+    run(engine, "UPDATE department SET duplicate_of_id = 1 WHERE id = 2")
+    assert converge(engine).guard
+
+
+def test_the_look_up_index_is_there_before_the_guard_goes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement finds one of them; stopped between them, it goes on where it was."""
+    converge(engine)
+    seen = record_key_indexes(engine, monkeypatch)
+    converge(engine, guard=False)
+    assert seen == [{GUARD}, {GUARD, LOOKUP}]
+    run(engine, f"COMMENT ON INDEX {LOOKUP} IS NULL")
+    converge(engine)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(indexes._Builder, "discard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            converge(engine, guard=False)
+    assert {GUARD, LOOKUP} <= names(engine)
+    assert converge(engine).actions == (f"dropped {GUARD}",)
+
+
+def stop(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 def record_key_indexes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """Note, before each statement that builds or drops, which of the two are valid."""
     seen: list[set[str]] = []

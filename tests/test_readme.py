@@ -84,10 +84,12 @@ def test_swagger_describes_every_route_and_nothing_else(client: FlaskClient, app
         if method != "parameters"
     }
     served = {
-        (re.sub(r"<int:(\w+)>", r"{\1}", rule.rule.removeprefix("/api/v1")), method)
+        (re.sub(r"<\w+:(\w+)>", r"{\1}", rule.rule.removeprefix("/api/v1")), method)
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-        if rule.endpoint.startswith(("api.department", "api.employee"))
+        if rule.endpoint.startswith(
+            ("api.department", "api.duplicate", "api.employee", "api.merge")
+        )
     }
     assert described == served
     used = set(re.findall(r'"#/definitions/(\w+)"', json.dumps(document)))

@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
 
-from migrations_bootstrap import head, is_current, schema, upgrade
+from app.duplicates import journal
+from app.duplicates.tables import read_tables
+from app.models import Department
+from migrations_bootstrap import catalogue, head, is_current, schema, upgrade
 from migrations_bootstrap.embedded import EmbeddedServer
 from migrations_bootstrap.errors import (
     AccessRefused,
@@ -119,7 +122,11 @@ def test_an_empty_database_gets_its_tables(engine: Engine) -> None:
     """With adopt or without; named by the convention; no index but the primary keys."""
     done = upgrade(engine.url)
     assert (done.before, done.after, done.adopted) == (None, head(), ())
-    assert done.changes == ("created table department", "created table employee")
+    assert done.changes == (
+        "created table department",
+        "created table employee",
+        "created the journal of merges",
+    )
     with engine.connect() as connection:
         inspector = inspect(connection)
         assert {key["name"] for key in inspector.get_foreign_keys("employee")} == {
@@ -202,6 +209,7 @@ def test_the_adoption_of_bare_tables_says_what_it_did(engine: Engine) -> None:
         "added foreign key employee.department_id",
         "added foreign key employee.manager_id",
         "added foreign key employee.duplicate_of_id",
+        "created the journal of merges",
     )
 
 
@@ -321,7 +329,10 @@ def test_orphans_stay_and_new_ones_are_refused(engine: Engine) -> None:
         assert (
             connection.scalar(text("SELECT count(*) FROM employee WHERE department_id = 99")) == 5
         )
-        validated = text("SELECT bool_or(convalidated) FROM pg_constraint WHERE contype = 'f'")
+        validated = text(
+            "SELECT bool_or(convalidated) FROM pg_constraint WHERE contype = 'f'"
+            " AND conrelid IN ('department'::regclass, 'employee'::regclass)"
+        )
         assert connection.scalar(validated) is False
     with pytest.raises(Exception, match="fk_employee_department_id_department"):
         run(engine, "INSERT INTO employee (department_id, name) VALUES (98, 'Cy')")
@@ -375,10 +386,9 @@ def test_tables_are_found_on_the_search_path(engine: Engine) -> None:
     done = upgrade(engine.url, adopt=True)
     assert done.adopted == ("department",)
     with engine.connect() as connection:
-        assert set(inspect(connection).get_table_names("public")) == {
-            "employee",
-            "rollcall_version",
-        }
+        inspector = inspect(connection)
+        assert set(inspector.get_table_names("public")) == {"employee", "rollcall_version"}
+        assert set(inspector.get_table_names("Old %s")) == {"department", *JOURNAL}
     insert_works(engine)
 
 
@@ -542,7 +552,113 @@ def test_an_older_revision_of_ours_is_upgraded_without_adopt(
     upgrade(engine.url)
     monkeypatch.setattr(schema, "head", lambda: "a later one")
     done = upgrade(engine.url)
-    assert (done.before, done.after, done.adopted) == ("0001", "a later one", ())
+    assert (done.before, done.after, done.adopted) == ("0002", "a later one", ())
+
+
+JOURNAL = ("rollcall_change", "rollcall_merge")
+
+
+def go_back_to_the_first_revision(engine: Engine) -> None:
+    """Make the database what it was before there was a journal."""
+    run(
+        engine,
+        "DROP TABLE rollcall_change, rollcall_merge",
+        "UPDATE rollcall_version SET version_num = '0001'",
+    )
+
+
+def test_the_journal_comes_to_a_database_with_data(engine: Engine) -> None:
+    """From the first revision: by a start that does not adopt, without a row changed."""
+    run(engine, BARE, ROWS)
+    upgrade(engine.url, adopt=True)
+    with_journal = shape(engine)
+    go_back_to_the_first_revision(engine)
+    assert not is_current(engine.url)
+    before = {table: rows(engine, table) for table in ("department", "employee")}
+    done = upgrade(engine.url)
+    assert (done.before, done.after, done.adopted) == ("0001", "0002", ())
+    assert done.changes == ("created the journal of merges",)
+    assert {table: rows(engine, table) for table in before} == before
+    assert shape(engine) == with_journal
+    assert is_current(engine.url)
+
+
+def test_a_journal_that_is_there_is_kept(engine: Engine) -> None:
+    """With what is in it: the tables were merged before they were upgraded."""
+    upgrade(engine.url)
+    run(
+        engine,
+        "INSERT INTO rollcall_merge (action, table_name, duplicates)"
+        " VALUES ('merge', 'employee', '[2]')",
+        "UPDATE rollcall_version SET version_num = '0001'",
+    )
+    before = rows(engine, "rollcall_merge")
+    assert upgrade(engine.url).after == "0002"
+    assert rows(engine, "rollcall_merge") == before
+
+
+def test_the_journal_is_beside_tables_in_another_schema(engine: Engine) -> None:
+    """Of the search path; and it is found there, whatever the schema is called."""
+    run(
+        engine,
+        'CREATE SCHEMA "Old %s"',
+        'ALTER DATABASE upgraded SET search_path = public, "Old %s"',
+        'CREATE TABLE "Old %s".department (id int, name text)',
+        'CREATE TABLE "Old %s".employee (id int, department_id int, name text)',
+    )
+    upgrade(engine.url, adopt=True)
+    with engine.connect() as connection:
+        inspector = inspect(connection)
+        assert inspector.get_table_names("public") == ["rollcall_version"]
+        tables = read_tables(connection, Department)
+        assert {journal.exists(connection, table) for table in tables.by_oid.values()} == {True}
+
+
+def test_the_revision_and_the_library_make_the_same_journal(engine: Engine) -> None:
+    """Columns, defaults, identities, constraints and indexes, to the letter of the catalogue."""
+    upgrade(engine.url)
+    by_the_revision = catalogued(engine)
+    assert len(by_the_revision) > 20
+    run(engine, "DROP TABLE rollcall_change, rollcall_merge")
+    with engine.connect() as connection:
+        table = read_tables(connection, Department).of(Department)
+    journal.create(engine, table)
+    assert catalogued(engine) == by_the_revision
+
+
+def catalogued(engine: Engine) -> set[Any]:
+    """Return what the catalogue says of the journal, each thing as a row."""
+    statement = text(
+        "SELECT a.attrelid::regclass::text, a.attnum, a.attname, format_type(a.atttypid,"
+        "       a.atttypmod), a.attnotnull, a.attidentity, pg_get_expr(d.adbin, d.adrelid)"
+        "  FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid"
+        "       AND d.adnum = a.attnum WHERE a.attrelid = ANY (:tables ::regclass[])"
+        " UNION ALL SELECT conname, 0, pg_get_constraintdef(oid), '', false, '', ''"
+        "  FROM pg_constraint WHERE conrelid = ANY (:tables ::regclass[])"
+        " UNION ALL SELECT indexname, 0, indexdef, '', false, '', '' FROM pg_indexes"
+        "  WHERE tablename = ANY (:tables)"
+    )
+    with engine.connect() as connection:
+        return set(map(tuple, connection.execute(statement, {"tables": list(JOURNAL)})))
+
+
+def test_a_table_is_found_in_the_schema_that_is_named(engine: Engine) -> None:
+    """On the search path or off it; and not elsewhere."""
+    run(
+        engine,
+        'CREATE SCHEMA "Old %s"',
+        'CREATE TABLE "Old %s".department (id int, name text)',
+        "CREATE TABLE employee (id int)",
+    )
+    with engine.connect() as connection:
+        found = catalogue.find_table(connection, "department", "Old %s")
+        assert found is not None
+        assert (found.schema, found.name) == ("Old %s", "department")
+        assert catalogue.find_table(connection, "department") is None
+        assert catalogue.find_table(connection, "employee", "Old %s") is None
+        assert catalogue.find_table(connection, "employee", "public") == catalogue.find_table(
+            connection, "employee"
+        )
 
 
 def test_a_failing_upgrade_leaves_nothing_behind(engine: Engine) -> None:

@@ -57,9 +57,13 @@ def describe(
     answers: Mapping[int, str],
     refusals: tuple[int, ...] = (),
     body: str | None = None,
+    optional_body: bool = False,
     query: Schema | None = None,
 ) -> Callable[[Method], Method]:
-    """Document a method: the model of each answer, the statuses of problems, body and query."""
+    """Document a method: the model of each answer, the statuses of problems, body and query.
+
+    Flask-RESTX takes each body for one that has to be there, unless its parameter says otherwise.
+    """
 
     def decorate(method: Method) -> Method:
         for status in (*refusals, 503):
@@ -68,6 +72,8 @@ def describe(
             method = _answer(namespace, status, model)(method)
         if body is not None:
             method = namespace.expect(MODELS[body], validate=False)(method)
+        if optional_body:
+            method = namespace.doc(params={"payload": {"in": "body", "required": False}})(method)
         if query is not None:
             method = namespace.doc(params=_parameters(query))(method)
         return method

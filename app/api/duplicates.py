@@ -45,6 +45,7 @@ class MergeOne(Resource):  # type: ignore[misc]
         {200: "Merge"},
         refusals=(400, 404, 409, 413, 415, 422),
         body="MergeRequest",
+        optional_body=True,
     )
     def post(self, table: str, id: int) -> Response:
         """Merge a record's duplicates into it; the body may be left out."""

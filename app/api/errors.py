@@ -193,6 +193,12 @@ def _(error: errors.CannotUndo) -> Problem:
 
 
 @problem_of.register
+def _(error: errors.UnknownTable) -> Problem:
+    logger.error("the database is not as the service needs it: %s", error)
+    return _unavailable("schema_behind", "The database has yet to be brought up to date.")
+
+
+@problem_of.register
 def _(error: errors.NotStored) -> Problem:
     return Problem(409, "conflict", "A rule of the database keeps the row from being stored.")
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
 from flask.cli import with_appcontext
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from app.cli.long_work import one_line_ends, progress
+from app.cli.long_work import Progress, one_line_ends, progress
 from app.cli.text import make_console, text_table
 from app.config import current_settings
 from app.database import administering, patient_policy
-from app.duplicates.groups import KEEP, Group, find_groups
-from app.duplicates.guard import Guarded, guard, unguard
+from app.duplicates.groups import KEEP, Group, Which, find_groups
+from app.duplicates.guard import Guarded, guard, require_unmerged, unguard
 from app.duplicates.merging import Rules
-from app.duplicates.plan import Decisions, describe, read_plan, write_plan
+from app.duplicates.plan import Decisions, PlannedGroup, describe, read_plan, write_plan
 from app.duplicates.report import reading
 from app.duplicates.status import ADOPTED, CLEAN, GUARDED, MERGED, Status, status
 from app.duplicates.tables import read_tables
 from app.errors import HomonymsFound, UnusablePlan
-from app.models import RECORDS
+from app.models import RECORDS, Record
 
 MOST_SHOWN = 20
+TABLES = [model.__tablename__ for model in RECORDS]
 
 keep_option = click.option(
     "--keep",
@@ -83,11 +85,12 @@ def guard_command(
     Marks duplicates, stores keys in their normal form, and builds a unique index on what is not
     marked, while the service works. It may be stopped and run again.
     """
+    require_one_way(dry_run, plan_file)
     rules = Rules(keep, accept_homonyms)
     with one_line_ends(), progress() as show, administering() as engine:
         if dry_run:
             with reading(engine) as connection:
-                write(connection, output, keep, "unmarked", show)
+                write(connection, output, RECORDS, keep, "unmarked", show)
             return
         try:
             outcomes = guard(
@@ -124,14 +127,24 @@ def _told(outcomes: Sequence[Guarded]) -> Iterator[str]:
     yield "From now on PostgreSQL refuses new duplicates. Next: flask duplicates merge --all"
 
 
-def planned(file: TextIO | None) -> list[Any]:
+def require_one_way(dry_run: bool, plan_file: TextIO | None) -> None:
+    """Refuse a plan beside --dry-run, which would not look at it."""
+    if dry_run and plan_file is not None:
+        raise click.UsageError("--dry-run writes a plan, and follows none.")
+
+
+def planned(file: TextIO | None) -> list[PlannedGroup]:
     """Return the groups of a reviewed plan; none without a file."""
     if file is None:
         return []
     try:
-        return list(read_plan(file))
-    except (UnusablePlan, UnicodeError) as error:
+        groups = read_plan(file)
+        for number, group in enumerate(groups, 1):
+            if group.table not in TABLES:
+                raise UnusablePlan(f"group {number}: there is no table {group.table}")
+    except UnusablePlan as error:
         raise click.ClickException(f"{file.name}: {error}") from None
+    return groups
 
 
 def refuse_homonyms(groups: Sequence[Group]) -> None:
@@ -139,7 +152,8 @@ def refuse_homonyms(groups: Sequence[Group]) -> None:
     for one in groups[:MOST_SHOWN]:
         ids = ", ".join(map(str, (one.kept, *one.duplicates)))
         key = ", ".join(map(str, one.key.values()))
-        click.echo(f"  {one.table} {ids} ({key}): differ in {', '.join(one.homonyms)}", err=True)
+        reason = f"differ in {', '.join(one.homonyms)}" if one.homonyms else "left by the plan"
+        click.echo(f"  {one.table} {ids} ({key}): {reason}", err=True)
     if len(groups) > MOST_SHOWN:
         click.echo(f"  and {len(groups) - MOST_SHOWN} more", err=True)
     raise click.ClickException(
@@ -150,17 +164,30 @@ def refuse_homonyms(groups: Sequence[Group]) -> None:
     )
 
 
-def write(connection: Any, output: TextIO, keep: str, which: Any, show: Any) -> None:
+def write(
+    connection: Connection,
+    output: TextIO,
+    models: Sequence[type[Record]],
+    keep: str,
+    which: Which,
+    show: Progress,
+) -> None:
     """Write a plan of what would be done, for a person to review."""
     tables = read_tables(connection, RECORDS[0], current_settings().soft_references)
     groups = (
         describe(connection, tables, tables.of(model), one)
-        for model in RECORDS
+        for model in models
         for one in list(find_groups(connection, tables, tables.of(model), keep, which=which))
     )
     written = 0
-    for written in write_plan(output, groups):
-        show.update(f"planned {written} groups")
+    try:
+        for written in write_plan(output, groups):
+            show.update(f"planned {written} groups")
+        output.flush()
+    except OSError as error:
+        with suppress(OSError):  # or it would be written once more, when the command ends
+            output.close()
+        raise click.ClickException(f"{output.name}: {error.strerror}") from None
     show.clear()
     click.echo(f"Planned {written} groups; nothing was changed.", err=True)
 
@@ -176,6 +203,9 @@ def unguard_command(unmark: bool, as_json: bool) -> None:
     """
     restored = {}
     with one_line_ends(), progress() as show, administering() as engine:
+        if unmark:
+            for model in RECORDS:
+                require_unmerged(engine, model)
         for model in reversed(RECORDS):
             restored[model.__tablename__] = unguard(
                 engine,

@@ -17,15 +17,16 @@ from sqlalchemy import Engine
 
 from app.cli.duplicate_guard import (
     MOST_SHOWN,
+    TABLES,
     accept_option,
     json_option,
     keep_option,
     output_option,
     plan_option,
     planned,
+    require_one_way,
     write,
 )
-from app.cli.duplicates import TABLES
 from app.cli.long_work import Progress, one_line_ends, progress
 from app.config import current_settings
 from app.database import administering, patient_policy
@@ -36,8 +37,9 @@ from app.duplicates.purge import Purged, old_merges, purge_merge
 from app.duplicates.report import reading
 from app.duplicates.tables import KeyedTable, Tables, read_tables
 from app.duplicates.undo import undo
-from app.errors import CannotUndo
+from app.errors import CannotUndo, UnknownMerge
 from app.models import RECORDS
+from migrations_bootstrap.catalogue import find_table
 
 AGE = re.compile(r"([0-9]{1,6})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -126,34 +128,46 @@ def merge_command(
     """
     if (plan_file is None) != everything and not dry_run:
         raise click.UsageError("Give either --all or --plan FILE.")
+    require_one_way(dry_run, plan_file)
+    models = [model for model in RECORDS if table in (None, model.__tablename__)]
     rules = Rules(keep, accept_homonyms, on_collision)
     with one_line_ends(), progress() as show, administering() as engine:
         if dry_run:
             with reading(engine) as connection:
-                write(connection, output, keep, "all", show)
+                write(connection, output, models, keep, "all", show)
             return
         plan = planned(plan_file)
         tables = _read(engine)
+        _require_tables(engine, on_collision)
         totals = {}
-        for model in RECORDS:
+        for model in models:
             name = model.__tablename__
-            if table in (None, name):
-                arguments = (rules, patient_policy())
-                outcomes = (
-                    merge_all(engine, tables, tables.of(model), *arguments)
-                    if everything
-                    else merge_planned(engine, tables, tables.of(model), plan, *arguments)
-                )
-                totals[name] = _count(outcomes, name, show)
+            arguments = (rules, patient_policy())
+            outcomes = (
+                merge_all(engine, tables, tables.of(model), *arguments)
+                if everything
+                else merge_planned(engine, tables, tables.of(model), plan, *arguments)
+            )
+            totals[name] = _count(outcomes, name, show)
         show.clear()
     _print(totals, as_json)
     if any(one.left for one in totals.values()):
         raise SystemExit(1)
 
 
+def _require_tables(engine: Engine, names: Iterable[str]) -> None:
+    with engine.connect() as connection:
+        for name in names:
+            schema, _, bare_name = name.rpartition(".")
+            if find_table(connection, bare_name, schema or None) is None:
+                raise click.ClickException(f"--on-collision: there is no table {name}")
+
+
 def _read(engine: Engine) -> Tables:
     with engine.connect() as connection:
-        return read_tables(connection, RECORDS[0], current_settings().soft_references)
+        tables = read_tables(connection, RECORDS[0], current_settings().soft_references)
+        journal.require(connection, tables.of(RECORDS[0]))
+        return tables
 
 
 def _count(outcomes: Iterable[Outcome | Left], name: str, show: Progress) -> Totals:
@@ -226,6 +240,8 @@ def undo_command(merges: tuple[int, ...], everything: bool, as_json: bool) -> No
                 undone[merge] = undo(engine, table, merge, patient_policy())
             except CannotUndo as error:
                 refused.append(error)
+            except UnknownMerge:
+                refused.append(CannotUndo(merge, "there is no such merge"))
             show.update(f"undone {len(undone)} merges, refused {len(refused)}")
         show.clear()
     if as_json:

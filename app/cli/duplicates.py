@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from app.cli import duplicate_report
 from app.cli.long_work import one_line_ends, progress
+from app.config import current_settings
 from app.db import db
 from app.duplicates.groups import KEEP
 from app.duplicates.near import SUGGESTIONS
@@ -75,6 +76,6 @@ def report_command(
 def _surveys(
     connection: Connection, keep: str, table: str | None, largest: int | None
 ) -> list[Survey]:
-    tables = read_tables(connection, RECORDS[0])
+    tables = read_tables(connection, RECORDS[0], current_settings().soft_references)
     models = [model for model in RECORDS if table in (None, model.__tablename__)]
     return [Survey(connection, tables, tables.of(model), keep, largest) for model in models]

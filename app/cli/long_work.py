@@ -14,7 +14,7 @@ import psycopg2
 from psycopg2 import extensions
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.errors import RollcallError, UnknownTable
+from app.errors import RollcallError, UnknownReference, UnknownTable
 from migrations_bootstrap import BootstrapError
 
 PROGRESS_EVERY = 5.0  # seconds, where there is no terminal
@@ -55,6 +55,8 @@ def one_line_ends() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         raise SystemExit(STOPPED) from None
+    except UnknownReference as error:
+        raise click.ClickException(f"ROLLCALL_SOFT_REFERENCES: {error}") from None
     except UnknownTable as error:
         raise click.ClickException(f"{error}: run flask init-db first") from None
     except (RollcallError, BootstrapError, SQLAlchemyError) as error:

@@ -12,7 +12,7 @@ from app.duplicates import journal
 from app.duplicates.groups import Group, find_groups
 from app.duplicates.marking import Marker
 from app.duplicates.merging import Rules
-from app.duplicates.plan import Decisions
+from app.duplicates.plan import LEAVE, Decisions
 from app.duplicates.tables import KeyedTable, Model, SoftReference, Tables, read_tables
 from app.duplicates.undo import undo
 from app.duplicates.writers import admit_all_writers, refuse_unsafe_writers
@@ -69,11 +69,13 @@ def guard(
         wanted = in_order(tables, tables.of(model))
         _require_found_by_name(connection, wanted)
     decisions = decisions or Decisions()
+    _require_keys(wanted, decisions)
     _require_decided(engine, tables, wanted, rules, decisions, before_renaming=True)
     for table in wanted:
         journal.create(engine, table)
     renamed = {table.oid: _rename(engine, tables, table, decisions, policy) for table in wanted}
-    _require_decided(engine, tables, wanted, rules, decisions)
+    if any(renamed.values()):  # which may have brought rows together with others
+        _require_decided(engine, tables, wanted, rules, decisions)
     outcomes = []
     for table in wanted:
         marker = Marker(engine, tables, table, rules, policy, decisions)
@@ -94,10 +96,14 @@ def in_order(tables: Tables, table: KeyedTable) -> list[KeyedTable]:
 def undecided(
     engine: Engine, tables: Tables, table: KeyedTable, rules: Rules, decisions: Decisions
 ) -> Iterator[Group]:
-    """Yield the groups that may be different people, and that nobody has decided on."""
+    """Yield the groups that may be different people, and that nobody has decided on.
+
+    So are those that a plan leaves as they are, which no guard can.
+    """
     with engine.connect() as connection:
         for group in find_groups(connection, tables, table, rules.keep, which="unmarked"):
-            if group.are_homonyms and not decisions.are_same(group):
+            same = rules.accept_homonyms or decisions.are_same(group)
+            if decisions.leave(group) or (group.are_homonyms and not same):
                 yield group
 
 
@@ -117,7 +123,7 @@ def _require_decided(
     before_renaming: bool = False,
 ) -> None:
     """Raise HomonymsFound; a group that some row is about to leave is looked at after that."""
-    if rules.accept_homonyms:
+    if rules.accept_homonyms and not any(one.decision == LEAVE for one in decisions.groups):
         return
     groups = [
         one
@@ -129,14 +135,20 @@ def _require_decided(
         raise HomonymsFound(groups)
 
 
+def _require_keys(wanted: list[KeyedTable], decisions: Decisions) -> None:
+    keys = {table.name: table.key for table in wanted}
+    for group in decisions.groups:
+        for key in group.rename.values():
+            if not key.keys() <= set(keys.get(group.table, key)):
+                raise UnusablePlan(f"the key of {group.table} is {', '.join(keys[group.table])}")
+
+
 def _rename(
     engine: Engine, tables: Tables, table: KeyedTable, decisions: Decisions, policy: RetryPolicy
 ) -> int:
     """Give rows the keys that the plan gives them; return how many had another one."""
     marker = Marker(engine, tables, table, Rules(), policy, decisions)
     keys = decisions.new_keys(table.name)
-    if not all(key.keys() <= set(table.key) for key in keys.values()):
-        raise UnusablePlan(f"the key of {table.name} is {', '.join(table.key)}")
     renamed = 0
     for id, key in keys.items():
         try:
@@ -196,8 +208,7 @@ def unguard(
         tables = read_tables(connection, model)
         table = tables.of(model)
         _require_found_by_name(connection, [table])
-        journalled = unmark and journal.exists(connection, table)
-        marks = _marks(connection, tables, table) if journalled else []
+        marks = _marks(connection, tables, table) if unmark else []
     converge_indexes(engine.url, {table.name: table.key}, guard=False, lock_timeout=lock_timeout)
     restored = 0
     for mark in marks:
@@ -206,8 +217,17 @@ def unguard(
     return restored
 
 
+def require_unmerged(engine: Engine, model: Model) -> None:
+    """Raise MergesRemain where merges are journalled, which marks cannot be taken off below."""
+    with engine.connect() as connection:
+        tables = read_tables(connection, model)
+        _marks(connection, tables, tables.of(model))
+
+
 def _marks(connection: Connection, tables: Tables, table: KeyedTable) -> list[int]:
     """Return the entries to undo. Merges rely on them, those of rows that moved along too."""
+    if not journal.exists(connection, table):
+        return []
     entries = "table_name = ANY (%(tables)s) AND undone_at IS NULL AND action = %(action)s"
     names = [table.name, *(child.name for child, _ in tables.children(table))]
     merges, marks = (

@@ -1,6 +1,7 @@
 """The journal: who merged what and when, and every row that was changed as it was before.
 
-Two tables beside those that they are about. An entry is one transaction's work. Its changes are
+Two tables beside those that they are about; where these are in several schemas, beside the one
+whose name comes first. An entry is one transaction's work. Its changes are
 numbered by step: a step changes the same columns of some rows of one table, so that an entry is
 undone by undoing its steps in reverse.
 """
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from app.duplicates.tables import KeyedTable, Reference, literal, quote
+from app.duplicates.tables import KeyedTable, Reference, as_value, literal, quote
+from app.errors import UnknownTable
 from app.transactions import RetryPolicy, run, sqlstate
 
 MARK, MERGE, PURGE = "mark", "merge", "purge"
@@ -76,7 +78,7 @@ def create(engine: Engine, table: KeyedTable) -> None:
             return
     try:
         with engine.begin() as connection:
-            connection.exec_driver_sql(CREATE.format(schema=table.schema))
+            connection.exec_driver_sql(CREATE.format(schema=table.journal))
     except DBAPIError as error:
         if sqlstate(error) not in CREATED_MEANWHILE:
             raise
@@ -84,28 +86,37 @@ def create(engine: Engine, table: KeyedTable) -> None:
 
 def exists(connection: Connection, table: KeyedTable) -> bool:
     """Tell whether there is a journal beside the table."""
-    name = f"{table.schema}.rollcall_change".replace("%%", "%")
+    name = as_value(f"{table.journal}.rollcall_change")
     return connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is not None
+
+
+def require(connection: Connection, table: KeyedTable) -> None:
+    """Raise UnknownTable where there is no journal beside the table."""
+    if not exists(connection, table):
+        raise UnknownTable(f"there is no journal of merges beside the table {table.name}")
 
 
 def merged_ids(table: KeyedTable) -> str:
     """Return a query of the ids of rows that have been merged into another."""
     return (
-        f"SELECT CAST(merged.id AS {table.id_type}) FROM {table.schema}.rollcall_merge AS e,"
+        f"SELECT CAST(merged.id AS {table.id_type}) FROM {table.journal}.rollcall_merge AS e,"
         " jsonb_array_elements_text(e.duplicates) AS merged (id)"
         f" WHERE e.action = '{MERGE}' AND e.table_name = %(table)s AND e.undone_at IS NULL"
     )
 
 
-def merged_among(connection: Connection, table: KeyedTable, ids: Sequence[Any]) -> list[Any]:
-    """Return those of the ids whose rows have been merged into others."""
+def merged_among(
+    connection: Connection, table: KeyedTable, ids: Sequence[Any], before: int | None = None
+) -> list[Any]:
+    """Return those of the ids whose rows have been merged into others, before some entry."""
     sql = f"""
 SELECT one.id FROM jsonb_array_elements(CAST(%(ids)s AS jsonb)) AS one (id)
- WHERE EXISTS (SELECT FROM {table.schema}.rollcall_merge AS e
+ WHERE EXISTS (SELECT FROM {table.journal}.rollcall_merge AS e
                 WHERE e.duplicates @> jsonb_build_array(one.id) AND e.action = '{MERGE}'
-                  AND e.table_name = %(table)s AND e.undone_at IS NULL)"""
-    rows = connection.exec_driver_sql(sql, {"ids": json.dumps(list(ids)), "table": table.name})
-    return list(rows.scalars())
+                  AND e.table_name = %(table)s AND e.undone_at IS NULL
+                  AND (%(before)s IS NULL OR e.id < %(before)s))"""
+    parameters = {"ids": json.dumps(list(ids)), "table": table.name, "before": before}
+    return list(connection.exec_driver_sql(sql, parameters).scalars())
 
 
 class Change(NamedTuple):
@@ -133,7 +144,7 @@ class Entry:
 
 def has(connection: Connection, table: KeyedTable, entry: int) -> bool:
     """Tell whether an entry was committed."""
-    sql = f"SELECT EXISTS (SELECT FROM {table.schema}.rollcall_merge WHERE id = %(entry)s)"
+    sql = f"SELECT EXISTS (SELECT FROM {table.journal}.rollcall_merge WHERE id = %(entry)s)"
     return bool(connection.exec_driver_sql(sql, {"entry": entry}).scalar_one())
 
 
@@ -147,7 +158,7 @@ def entries(
     """Return the entries that meet a condition in SQL, the newest first."""
     columns = "id, action, table_name, kept, duplicates, made_by, made_at, undone_at, purged_at"
     rows = connection.exec_driver_sql(
-        f"SELECT {columns} FROM {table.schema}.rollcall_merge WHERE {condition} ORDER BY id DESC"
+        f"SELECT {columns} FROM {table.journal}.rollcall_merge WHERE {condition} ORDER BY id DESC"
         + (" FOR UPDATE" if lock else ""),
         dict(parameters),
     )
@@ -159,7 +170,7 @@ class Journal:
 
     def __init__(self, connection: Connection, table: KeyedTable) -> None:
         self.connection = connection
-        self.schema = table.schema
+        self.schema = table.journal
         self.entry = 0
         self.step = 0
 

@@ -18,7 +18,14 @@ from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
 from app.duplicates.plan import LEAVE, Decisions, PlannedGroup
 from app.duplicates.tables import KeyedTable, Tables
-from app.errors import GroupChanged, HomonymsFound, RollcallError, RowsCollide
+from app.errors import (
+    AlreadyMerged,
+    GroupChanged,
+    HomonymsFound,
+    RollcallError,
+    RowsCollide,
+    UnusablePlan,
+)
 from app.get_or_create import race_indexes
 from app.transactions import RetryPolicy, after_lists, run
 
@@ -41,8 +48,10 @@ def merge_group(
 
     ``decisions`` are what a plan says of homonyms, also of those that come about by the merge.
     ``merged`` are duplicates that were merged before, which nothing is filled from again.
-    Raises GroupChanged, HomonymsFound, RowsCollide and UnusablePlan; nothing is changed then.
-    Nothing is ever deleted or set to NULL. One of many need not be waited for: see journal.flush().
+
+    Raises GroupChanged, AlreadyMerged where it would do nothing, HomonymsFound, RowsCollide and
+    UnusablePlan; nothing is changed then, and nothing journalled. Nothing is ever deleted or set
+    to NULL. One of many need not be waited for: see journal.flush().
     """
 
     def work(session: Session, unanswered: Outcome | None) -> Outcome:
@@ -57,14 +66,23 @@ def merge_group(
         outcome.id = writer.begin(journal.MERGE, table, group.kept, group.duplicates)
         merging.mark(table, kept, rows)
         # What a person has blanked since stays blank.
-        merging.fill(table, kept, [row for row in rows if row.id not in merged], group.fill)
+        chosen = group.fill and {name: id for name, id in group.fill.items() if id not in merged}
+        merging.fill(table, kept, [row for row in rows if row.id not in merged], chosen)
         merging.repoint(table, kept, rows)
+        if not writer.step and _were_merged(connection, table, outcome):
+            raise AlreadyMerged(f"the duplicates of {table.name} {group.kept} are merged already")
         return outcome
 
     try:
         return run(engine, work, policy, races(tables), beginning(tables, table, waiting))
     except IntegrityError as error:
         raise RowsCollide([from_error(error)]) from error
+
+
+def _were_merged(connection: Connection, table: KeyedTable, outcome: Outcome) -> bool:
+    """Tell whether the duplicates of a merge have been merged before it."""
+    ids = outcome.duplicates
+    return len(journal.merged_among(connection, table, ids, before=outcome.id)) == len(ids)
 
 
 @dataclass(frozen=True)
@@ -114,15 +132,22 @@ def merge_planned(
     rules: Rules,
     policy: RetryPolicy,
 ) -> Iterator[Outcome | Left]:
-    """Merge the groups of a reviewed plan that are of this table, save those that it leaves."""
+    """Merge the groups of a reviewed plan that are of this table, save those that it leaves.
+
+    Rows that the plan gives another key are left out: the guard gives it to them. What is merged
+    already is passed over, so that a plan can be followed again from the start.
+    """
     decisions = Decisions(groups)
     with engine.connect() as connection:
-        for planned in decisions.groups:
-            if planned.table == table.name and planned.decision != LEAVE:
+        for group in decisions.groups:
+            planned = group.without_renamed() if group.rename else group
+            if planned and planned.table == table.name and planned.decision != LEAVE:
                 merged = journal.merged_among(connection, table, planned.duplicates)
-                yield _merge_or_leave(
+                outcome = _merge_or_leave(
                     engine, tables, table, planned, rules, policy, decisions, merged
                 )
+                if not (isinstance(outcome, Left) and isinstance(outcome.error, AlreadyMerged)):
+                    yield outcome
     journal.flush(engine, policy)
 
 
@@ -140,7 +165,7 @@ def _merge_or_leave(
         return merge_group(
             engine, tables, table, group, rules, policy, decisions, merged, waiting=False
         )
-    except (GroupChanged, HomonymsFound, RowsCollide) as error:
+    except (GroupChanged, HomonymsFound, RowsCollide, UnusablePlan) as error:
         return Left(group, error)
 
 

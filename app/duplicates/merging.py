@@ -26,7 +26,7 @@ SKIP, MERGE_CHILDREN = "skip", "merge"
 
 @dataclass(frozen=True)
 class Rules:
-    """What a person has decided beforehand.
+    """What a person has decided beforehand, of all groups.
 
     ``on_collision`` says by table what happens to rows that would collide: "skip" leaves them where
     they are, "merge" also repoints what refers to them and fills blanks of the row that stays.
@@ -291,7 +291,9 @@ def _referring(table: KeyedTable, rows: Iterable[Row]) -> list[Reference]:
 def _differing(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the details that are filled in several of the rows, and differ."""
     return tuple(
-        name for name in rows[0].details if len({row.details[name] for row in rows} - {None}) > 1
+        name
+        for name in (rows[0].details if rows else ())
+        if len({row.details[name] for row in rows} - {None}) > 1
     )
 
 

@@ -40,6 +40,17 @@ class PlannedGroup:
         """All of its rows."""
         return frozenset([self.kept, *self.duplicates])
 
+    def without_renamed(self) -> PlannedGroup | None:
+        """Return what is left of the group when rows have got another key; None: no group."""
+        ids = [id for id in (self.kept, *self.duplicates) if str(id) not in self.rename]
+        if len(ids) < 2:
+            return None
+        kept, *duplicates = ids
+        fill = None
+        if self.fill is not None and kept == self.kept:
+            fill = {name: id for name, id in self.fill.items() if id in duplicates}
+        return PlannedGroup(self.table, kept, tuple(duplicates), self.decision, {}, fill)
+
 
 class Decisions:
     """What a reviewed plan says of groups that are found again."""
@@ -75,6 +86,11 @@ class Decisions:
             for id in (group.kept, *group.duplicates)
             if str(id) in group.rename
         }
+
+    def leave(self, group: Group) -> bool:
+        """Tell whether somebody has said that the group stays as it is."""
+        planned = self.of(group)
+        return planned is not None and planned.decision == LEAVE
 
     def are_same(self, group: Group) -> bool:
         """Tell whether somebody has said that the rows are the same."""

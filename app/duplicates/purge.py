@@ -91,7 +91,8 @@ def _purge(
     merging.require_unreferred(table, list(there))
     deleted = writer.delete(table, list(there))
     connection.exec_driver_sql(
-        f"UPDATE {table.schema}.rollcall_merge SET purged_at = clock_timestamp() WHERE id = %(id)s",
+        f"UPDATE {table.journal}.rollcall_merge SET purged_at = clock_timestamp()"
+        " WHERE id = %(id)s",
         {"id": merge.id},
     )
     return Purged(merge.id, deleted, sum(outcome.repointed.values()))

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from app.duplicates import journal
 from app.duplicates.groups import find_groups
-from app.duplicates.tables import KeyedTable, Tables, quote
+from app.duplicates.tables import KeyedTable, Tables, as_value, quote
 from app.natural_key import columns_of
 from migrations_bootstrap import guard_name
 
@@ -83,7 +83,7 @@ GUARD_IS_VALID = text("""
 
 def guard_state(connection: Connection, table: KeyedTable) -> str:
     """Return "valid", "invalid" (what a build that failed has left), or "none"."""
-    name = f"{table.schema}.{quote(guard_name(table.name))}".replace("%%", "%")
+    name = as_value(f"{table.schema}.{quote(guard_name(table.name))}")
     valid = connection.scalar(GUARD_IS_VALID, {"name": name})
     return {None: "none", False: "invalid", True: "valid"}[valid]
 
@@ -112,12 +112,9 @@ def _unmarked(connection: Connection, tables: Tables, table: KeyedTable) -> int:
 
 
 def _waiting(connection: Connection, table: KeyedTable) -> int:
-    if not journal.exists(connection, table):
-        return 0
-    sql = (
-        f"SELECT count(*) FROM {table.table} WHERE {quote(table.mark)} IS NOT NULL"
-        f" AND {quote(table.id)} NOT IN ({journal.merged_ids(table)})"
-    )
+    sql = f"SELECT count(*) FROM {table.table} WHERE {quote(table.mark)} IS NOT NULL"
+    if journal.exists(connection, table):
+        sql += f" AND {quote(table.id)} NOT IN ({journal.merged_ids(table)})"
     return int(connection.exec_driver_sql(sql, {"table": table.name}).scalar_one())
 
 
@@ -125,7 +122,7 @@ def _merges(connection: Connection, table: KeyedTable) -> int:
     if not journal.exists(connection, table):
         return 0
     sql = (
-        f"SELECT count(*) FROM {table.schema}.rollcall_merge WHERE action = '{journal.MERGE}'"
+        f"SELECT count(*) FROM {table.journal}.rollcall_merge WHERE action = '{journal.MERGE}'"
         " AND table_name = %(table)s AND undone_at IS NULL AND purged_at IS NULL"
     )
     return int(connection.exec_driver_sql(sql, {"table": table.name}).scalar_one())

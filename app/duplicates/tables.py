@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Table, inspect, literal_column, text
 from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.orm import Mapper
 
-from app.errors import UnknownTable
+from app.errors import UnknownReference, UnknownTable
 from app.get_or_create import GetOrCreateMixin
 from app.natural_key import columns_of
 from migrations_bootstrap import catalogue, normalised
@@ -24,6 +24,11 @@ dialect = psycopg2.dialect()  # type: ignore[no-untyped-call]
 def quote(name: str) -> str:
     """Return a name as SQL that is sent with parameters."""
     return dialect.identifier_preparer.quote_identifier(name)
+
+
+def as_value(sql: str) -> str:
+    """Return SQL that is sent with parameters, such as a quoted name, as one of the parameters."""
+    return sql.replace("%%", "%")
 
 
 def literal(value: str) -> str:
@@ -83,6 +88,7 @@ class KeyedTable:
     oid: int
     name: str
     schema: str  # as SQL
+    journal: str  # the schema of the journal, as SQL: one for all tables that belong together
     table: str  # as SQL
     id: str
     id_type: str
@@ -162,7 +168,8 @@ def read_tables(
 ) -> Tables:
     """Return the tables of the model and of all others with a natural key that belong to it.
 
-    Raises UnknownTable for one without the mixin's columns, and for a soft reference that is none.
+    Raises UnknownTable for one without the mixin's columns, and UnknownReference for a soft
+    reference that is none.
     """
     found = {}
     for candidate in _models_with(model):
@@ -173,9 +180,12 @@ def read_tables(
     names = {table.name for table in found.values()}
     for soft in soft_references:
         if soft.target not in names:
-            raise UnknownTable(f"{soft.table}.{soft.column}: there is no table {soft.target}")
+            raise UnknownReference(f"{soft.table}.{soft.column}: there is no table {soft.target}")
     utf8 = connection.scalar(text("SHOW server_encoding")) == "UTF8"
-    return Tables(_read(connection, candidate, found, utf8, soft_references) for candidate in found)
+    journal = quote(min(found.values(), key=lambda table: table.name).schema) if found else ""
+    return Tables(
+        _read(connection, candidate, found, journal, utf8, soft_references) for candidate in found
+    )
 
 
 def _models_with(model: Model) -> Iterator[Model]:
@@ -189,6 +199,7 @@ def _read(
     connection: Connection,
     model: Model,
     found: Mapping[Model, catalogue.Table],
+    journal: str,
     utf8: bool,
     soft_references: Sequence[SoftReference],
 ) -> KeyedTable:
@@ -208,6 +219,7 @@ def _read(
         oid=table.oid,
         name=table.name,
         schema=quote(table.schema),
+        journal=journal,
         table=catalogue.qualified(connection, table),
         id=primary_key.name,
         id_type=there[primary_key.name].type,
@@ -257,6 +269,7 @@ def plain_table(connection: Connection, tables: Tables, reference: Reference) ->
         oid=table.oid,
         name=reference.table_name,
         schema=quote(table.schema),
+        journal="",
         table=reference.table,
         id=id,
         id_type=there[id].type,
@@ -338,7 +351,7 @@ def _soft_references(
             found = connection.execute(SOFT, {"table": soft.table, "column": soft.column})
             row = found.one_or_none()
             if row is None:
-                raise UnknownTable(f"there is no column {soft.table}.{soft.column}")
+                raise UnknownReference(f"there is no column {soft.table}.{soft.column}")
             yield _reference(connection, tuple(row), [soft.column], [id])
 
 

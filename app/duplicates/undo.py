@@ -50,7 +50,7 @@ def undo(
         _require_latest(connection, table, entry)
         restored = sum(_restore(connection, table, entry, step) for step in steps)
         connection.exec_driver_sql(
-            f"UPDATE {table.schema}.rollcall_merge SET undone_at = clock_timestamp(),"
+            f"UPDATE {table.journal}.rollcall_merge SET undone_at = clock_timestamp(),"
             " undone_by = session_user WHERE id = %(entry)s",
             {"entry": entry},
         )
@@ -90,7 +90,7 @@ def _steps(connection: Connection, table: KeyedTable, entry: int) -> list[Step]:
         " array(SELECT jsonb_object_keys(row_key) WHERE row_key IS NOT NULL),"
         " array(SELECT a.key FROM jsonb_each(after) AS a"
         "        WHERE row_key IS NOT NULL OR a.value <> before -> a.key)"
-        f" FROM {table.schema}.rollcall_change WHERE merge_id = %(entry)s ORDER BY step DESC",
+        f" FROM {table.journal}.rollcall_change WHERE merge_id = %(entry)s ORDER BY step DESC",
         {"entry": entry},
     )
     return [Step(*row) for row in rows]
@@ -100,8 +100,8 @@ def _require_latest(connection: Connection, table: KeyedTable, entry: int) -> No
     """Refuse to take off marks that a later merge found in place and relies on."""
     later = connection.exec_driver_sql(
         "SELECT DISTINCT e.id, e.table_name, c.table_name"
-        f" FROM {table.schema}.rollcall_change AS c, jsonb_each(c.row_key) AS k,"
-        f" jsonb_each(c.after) AS a, {table.schema}.rollcall_merge AS e"
+        f" FROM {table.journal}.rollcall_change AS c, jsonb_each(c.row_key) AS k,"
+        f" jsonb_each(c.after) AS a, {table.journal}.rollcall_merge AS e"
         " WHERE c.merge_id = %(entry)s AND e.id > c.merge_id AND e.undone_at IS NULL"
         f" AND e.action = '{journal.MERGE}' AND e.duplicates @> jsonb_build_array(k.value)"
         " AND e.kept = a.value ORDER BY e.id DESC",
@@ -126,7 +126,7 @@ def _restore(connection: Connection, table: KeyedTable, entry: int, step: Step) 
 def _changes(table: KeyedTable, step: Step) -> str:
     """Return the changes of a step, each with its row as it was and as it was left, as SQL."""
     return (
-        f"{table.schema}.rollcall_change AS c,"
+        f"{table.journal}.rollcall_change AS c,"
         f" jsonb_populate_record(NULL::{step.table}, c.row_key) AS k,"
         f" jsonb_populate_record(NULL::{step.table}, c.before) AS b,"
         f" jsonb_populate_record(NULL::{step.table}, c.after) AS a"
@@ -167,7 +167,8 @@ UPDATE {step.table} AS t SET {assignments} FROM {_changes(table, step)}
 def _restore_whole_rows(connection: Connection, table: KeyedTable, entry: int, step: Step) -> int:
     """Restore rows that nothing tells apart, one by one: of rows that are alike any will do."""
     rows = connection.exec_driver_sql(
-        f"SELECT number FROM {table.schema}.rollcall_change AS c WHERE {_of(step)} ORDER BY number",
+        f"SELECT number FROM {table.journal}.rollcall_change AS c"
+        f" WHERE {_of(step)} ORDER BY number",
         {"entry": entry, "step": step.number},
     ).scalars()
     numbers = list(rows)
@@ -184,7 +185,8 @@ def _restore_whole_sql(table: KeyedTable, step: Step) -> str:
     assignments = ", ".join(f"{quote(name)} = b.{quote(name)}" for name in step.columns)
     return f"""
 UPDATE {step.table} AS t SET {assignments}
-  FROM {table.schema}.rollcall_change AS c, jsonb_populate_record(NULL::{step.table}, c.before) AS b
+  FROM {table.journal}.rollcall_change AS c,
+       jsonb_populate_record(NULL::{step.table}, c.before) AS b
  WHERE {_of(step)} AND c.number = %(row)s
    AND (t.tableoid, t.ctid) = (
        SELECT o.tableoid, o.ctid FROM {step.table} AS o

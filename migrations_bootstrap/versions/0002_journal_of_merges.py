@@ -1,4 +1,4 @@
-"""Create the journal of merges, beside the employees.
+"""Create the journal of merges, beside the departments.
 
 Where somebody has merged with a library version before, it is there already.
 """
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS {schema}.rollcall_change (
 
 def upgrade() -> None:
     connection = op.get_bind()
-    table = catalogue.get_table(connection, "employee")
+    table = catalogue.get_table(connection, "department")
     schema = connection.dialect.identifier_preparer.quote_identifier(table.schema)
     connection.exec_driver_sql(CREATE.format(schema=schema))
     context.config.attributes["changes"].append("created the journal of merges")
