@@ -28,7 +28,7 @@ from tests.test_duplicate_guard_cli import (
 
 __all__ = ["legacy", "marked"]
 
-NEXT = "Take a merge back with: flask duplicates undo. See: flask duplicates status"
+NEXT = "Take a merge back with: flask duplicates undo NUMBER. Next: flask duplicates status"
 
 
 def test_merge_says_what_became_of_each_table(marked: Flask) -> None:
@@ -38,7 +38,9 @@ def test_merge_says_what_became_of_each_table(marked: Flask) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         "department: merged 2 groups, 2 duplicates.",
+        "  merges 3 to 4",
         "employee: merged 33 groups, 33 duplicates.",
+        "  merges 5 to 37",
         "  repointed 22 rows: ticket.employee_id",
         "  filled 10 blanks: phone",
         "  filled 1 blanks: email",
@@ -59,6 +61,7 @@ def test_a_second_merge_finds_nothing(marked: Flask) -> None:
     first = json.loads(duplicates(marked, "merge", "--all", "--json").stdout)
     assert first["employee"] == {
         "merged": 33,
+        "merges": list(range(5, 38)),
         "duplicates": 33,
         "repointed": {"ticket.employee_id": 22},
         "filled": {"phone": 10},
