@@ -214,7 +214,7 @@ def test_batches_and_single_creates_do_not_starve_each_other(
     def send(number: int, path: str, size: int) -> list[tuple[int, float]]:
         """Send new employees until it is over; return each status and how many seconds it took."""
         answers = []
-        spread = random.Random(number)  # noqa: S311 - names, not secrets
+        spread = random.Random(f"{path} {number}")  # noqa: S311 - names, not secrets
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
         with closing(connection):
             for sent in itertools.takewhile(lambda sent: not over.is_set(), itertools.count()):
