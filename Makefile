@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes, each with a PostgreSQL of its own. A file's tests stay together, in the order of
-# conftest.py; more would disturb the tests of faults under load.
-TWO := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# Three processes for two cores, since tests also wait, each with a PostgreSQL of its own. A file's
+# tests stay together, in the order of conftest.py; more would disturb the tests of faults under load.
+PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test soak bench check lint clean
@@ -33,7 +33,7 @@ run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the databas
 	@exec $(BIN)/gunicorn wsgi:app
 
 test: .venv/test ## Run the whole suite against a real PostgreSQL.
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 soak: .venv/test ## Prove for minutes what the suite proves for seconds; needs pgbouncer, and root.
 	$(BIN)/python -m pytest tests/soak --timeout=900
@@ -43,7 +43,7 @@ bench: .venv/bench ## Measure Rollcall beside its peers; needs wrk. QUICK=1: two
 
 check: lint ## Everything that CI runs: format, lint, types, import contracts, tests with coverage.
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(TWO)
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

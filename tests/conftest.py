@@ -30,7 +30,7 @@ from tests.legacy import LegacyRows, make_legacy
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
-# The files that take longest. They go first, so that two processes end at about the same time.
+# The files that take longest. They go first, so that all processes end at about the same time.
 LONGEST = ("test_faults", "test_embedded", "test_serving", "test_bootstrap", "test_transfer")
 
 

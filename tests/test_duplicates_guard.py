@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Connection, Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.duplicates import guard as guards
@@ -18,6 +18,7 @@ from app.duplicates.writers import admit_all_writers, refuse_unsafe_writers
 from app.errors import HomonymsFound, MergesRemain, NotGuarded, UnusablePlan
 from app.models import Department, Employee
 from app.transactions import RetryPolicy, sqlstate
+from migrations_bootstrap import build_guard_at_once
 from migrations_bootstrap.errors import BootstrapError
 from tests.duplicated import Site
 from tests.other_models import Legacy, Tag
@@ -283,6 +284,29 @@ def test_a_lost_reply_to_commit_marks_once(legacy: Site) -> None:
         assert marker.normalise_all(lambda count: None) == 1
         assert proxy.lost == 2
     assert [entry.action for entry in legacy.entries()] == ["mark", "mark"]
+
+
+def test_a_guard_that_writers_wait_for_is_built_once(legacy: Site) -> None:
+    """A lost reply to COMMIT is no failure; what a build that failed has left goes."""
+    tables = legacy.tables
+    table = tables.of(Department)
+    journal.create(legacy.engine, table)
+    with pytest.raises(IntegrityError), legacy.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(
+            "CREATE UNIQUE INDEX CONCURRENTLY uq_department_natural_key ON department ((1))"
+        )
+
+    def build(connection: Connection) -> None:
+        build_guard_at_once(connection, "department", ("name",))
+
+    with lossy_proxy(legacy.engine.url.render_as_string(False)) as (proxy, through):
+        lossy = create_engine(through, poolclass=NullPool)
+        marker = Marker(lossy, tables, table, Rules(), RetryPolicy(), Decisions())
+        proxy.lose_reply_to = b"COMMIT"
+        assert marker.mark_last(build) == 1
+        assert proxy.lost == 1
+    assert legacy.rows(GUARDS) == ["uq_department_natural_key"]
+    assert [entry.action for entry in legacy.entries()] == ["mark"]
 
 
 def test_rows_that_are_gone_or_marked_get_no_other_key(legacy: Site) -> None:

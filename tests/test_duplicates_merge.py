@@ -9,6 +9,7 @@ from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from app.duplicates import journal
+from app.duplicates.guard import guard
 from app.duplicates.merging import Outcome, Rules
 from app.duplicates.plan import PlannedGroup
 from app.duplicates.purge import purge_merge
@@ -427,6 +428,26 @@ def test_a_plan_is_followed_group_by_group(anns: Site) -> None:
     assert isinstance(left.error, HomonymsFound)
     (outcome,) = anns.merge_planned(PlannedGroup("employee", 5, (6,), "same"))
     assert outcome.kept == 5
+
+
+def test_rows_that_a_plan_gives_another_key_are_left_out_of_its_merges(anns: Site) -> None:
+    """What the plan says of the others holds; of two rows there is no group left."""
+    anns.add_employee("Ann")
+    (third,) = anns.rows("SELECT max(id) FROM employee")
+    rename = {"1": {"name": "Ann junior"}}
+    assert anns.merge_planned(PlannedGroup("employee", 1, (2,), rename=rename)) == []
+    (outcome,) = anns.merge_planned(
+        PlannedGroup("employee", 1, (2, third), rename=rename, fill={"title": 2})
+    )
+    assert (outcome.kept, outcome.duplicates) == (2, (third,))
+
+
+def test_a_mark_of_the_guard_is_no_merge_to_undo(anns: Site) -> None:
+    """It is for unguard to take off."""
+    guard(anns.engine, Employee, rules=Rules(accept_homonyms=True))
+    (entry,) = (one.id for one in anns.entries())
+    with anns.unchanged(), pytest.raises(UnknownMerge):
+        anns.undo(entry)
 
 
 def test_all_groups_are_merged_and_a_second_time_there_is_nothing_to_do(anns: Site) -> None:
