@@ -31,7 +31,17 @@ from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Ta
 
 numbers = itertools.count(1)
 # The files that take longest. They go first, so that all processes end at about the same time.
-LONGEST = ("test_faults", "test_embedded", "test_serving", "test_bootstrap", "test_transfer")
+LONGEST = (
+    "test_faults",
+    "test_embedded",
+    "test_serving",
+    "test_duplicates_races",
+    "test_bootstrap",
+    "test_transfer",
+    "test_duplicates_properties",
+    "test_stateful",
+    "test_health",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -219,7 +219,7 @@ def filled(image: dict[str, list[Any]]) -> dict[str, int]:
     }
 
 
-@laws(12)
+@laws(7)
 @given(world=WORLDS)
 def test_every_duplicate_is_planned_once(generated: Site, world: World) -> None:
     """With the row of its key that is kept, and no other row."""
@@ -240,7 +240,7 @@ def test_every_duplicate_is_planned_once(generated: Site, world: World) -> None:
     assert planned == sum(count - 1 for count in keys.values())
 
 
-@laws(20)
+@laws(12)
 @given(world=WORLDS)
 def test_merging_loses_nothing_and_undo_gives_the_exact_rows_back(
     generated: Site, world: World
@@ -262,7 +262,7 @@ def test_merging_loses_nothing_and_undo_gives_the_exact_rows_back(
     assert generated.image() == merged
 
 
-@laws(8)
+@laws(4)
 @given(world=WORLDS)
 def test_a_guard_taken_off_gives_the_exact_rows_back(generated: Site, world: World) -> None:
     """While it stands no key has two canonical rows; merges on top of it can be undone."""
@@ -280,7 +280,7 @@ def test_a_guard_taken_off_gives_the_exact_rows_back(generated: Site, world: Wor
     assert generated.image() == before
 
 
-@laws(8)
+@laws(4)
 @given(world=WORLDS)
 def test_a_purge_deletes_duplicates_and_nothing_else(generated: Site, world: World) -> None:
     """What refers to something still does, and to a row that is kept."""
