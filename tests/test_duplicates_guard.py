@@ -395,6 +395,17 @@ def test_writers_below_serializable_can_be_refused(legacy: Site) -> None:
     assert legacy.rows("SELECT proname FROM pg_proc WHERE proname LIKE 'rollcall%%'") == []
 
 
+def test_taking_the_guard_off_admits_writers_whom_a_broken_one_has_left_refused(
+    legacy: Site,
+) -> None:
+    """The trigger stays up when a guard comes to no end: it is what keeps duplicates out."""
+    refuse_unsafe_writers(legacy.engine, legacy.tables.of(Department), 5)
+    with pytest.raises(DBAPIError, match="SERIALIZABLE"):
+        legacy.add_department("Dan")
+    unguard(legacy.engine, Department)
+    legacy.add_department("Dan")
+
+
 def test_the_trigger_of_another_table_stays(legacy: Site) -> None:
     """They have one function together."""
     department, employee = (legacy.tables.of(model) for model in (Department, Employee))

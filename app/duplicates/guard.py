@@ -201,8 +201,9 @@ def unguard(
 ) -> int:
     """Put the look-up index back and drop the guard; a start does not build it again.
 
-    With ``unmark`` the marks and the keys are put back to what they were before the guard. Returns
-    how many rows that changed. Raises MergesRemain before anything is changed.
+    Writers whom a guard that came to no end has left refused are admitted again. With ``unmark``
+    the marks and the keys are put back to what they were before the guard. Returns how many rows
+    that changed. Raises MergesRemain before anything is changed.
     """
     with engine.connect() as connection:
         tables = read_tables(connection, model)
@@ -210,6 +211,7 @@ def unguard(
         _require_found_by_name(connection, [table])
         marks = _marks(connection, tables, table) if unmark else []
     converge_indexes(engine.url, {table.name: table.key}, guard=False, lock_timeout=lock_timeout)
+    admit_all_writers(engine, table, lock_timeout)
     restored = 0
     for mark in marks:
         restored += undo(engine, table, mark, policy, journal.MARK)
