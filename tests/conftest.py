@@ -205,6 +205,14 @@ def marked_template(server: EmbeddedServer, administrator: Engine, legacy_templa
     return url
 
 
+@contextmanager
+def cloned(administrator: Engine, template: str, url: str) -> Iterator[str]:
+    """Yield the URL of a database that is as the template is."""
+    clone(administrator, template, url)
+    yield url
+    drop(administrator, url)
+
+
 def clone(administrator: Engine, template: str, url: str) -> None:
     names = (make_url(one).database for one in (url, template))
     with administrator.connect() as connection:
@@ -215,11 +223,9 @@ def clone(administrator: Engine, template: str, url: str) -> None:
 def legacy_url(
     server: EmbeddedServer, administrator: Engine, legacy_template: str
 ) -> Iterator[str]:
-    """An adopted legacy database: see tests/legacy.py for its duplicates."""
-    url = server.url(f"legacy_{next(numbers)}")
-    clone(administrator, legacy_template, url)
-    yield url
-    drop(administrator, url)
+    """An adopted legacy database: see tests/small_legacy.py for its duplicates."""
+    with cloned(administrator, legacy_template, server.url(f"legacy_{next(numbers)}")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -227,10 +233,8 @@ def marked_url(
     server: EmbeddedServer, administrator: Engine, marked_template: str
 ) -> Iterator[str]:
     """The same with its guards up, and nothing merged yet."""
-    url = server.url(f"marked_{next(numbers)}")
-    clone(administrator, marked_template, url)
-    yield url
-    drop(administrator, url)
+    with cloned(administrator, marked_template, server.url(f"marked_{next(numbers)}")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from app.duplicates.status import ADOPTED, CLEAN, GUARDED, MERGED, Status, statu
 from app.duplicates.tables import read_tables
 from app.errors import HomonymsFound, UnusablePlan
 from app.models import RECORDS, Record
+from app.schemas import TABLES
 
 MOST_SHOWN = 20
-TABLES = [model.__tablename__ for model in RECORDS]
 
 keep_option = click.option(
     "--keep",

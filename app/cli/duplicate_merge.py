@@ -17,7 +17,6 @@ from sqlalchemy import Engine
 
 from app.cli.duplicate_guard import (
     MOST_SHOWN,
-    TABLES,
     accept_option,
     json_option,
     keep_option,
@@ -39,6 +38,7 @@ from app.duplicates.tables import KeyedTable, Tables, read_tables
 from app.duplicates.undo import undo
 from app.errors import CannotUndo, UnknownMerge
 from app.models import RECORDS
+from app.schemas import TABLES
 from migrations_bootstrap.catalogue import find_table
 
 AGE = re.compile(r"([0-9]{1,6})([smhd])")

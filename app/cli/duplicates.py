@@ -15,10 +15,9 @@ from app.duplicates.near import SUGGESTIONS
 from app.duplicates.report import LARGEST, Survey, reading
 from app.duplicates.tables import read_tables
 from app.models import RECORDS
+from app.schemas import TABLES
 
 group = AppGroup("duplicates", help="Find duplicates, guard against new ones, merge them.")
-
-TABLES = [model.__tablename__ for model in RECORDS]
 
 
 @group.command("report")
