@@ -239,9 +239,9 @@ def _rows_by_token(
     """Return the row that was created with a token, or the one that is kept in its place.
 
     ``tokens`` are the token, and the lowest and highest of those that stand for the same request,
-    unless it is the only one. The limit tells the planner, who cannot know how few tokens
-    are in between, that looking for the kept row by its primary key is cheap. ``given_by`` is what
-    they are columns of, if they are.
+    unless it is the only one; ``given_by`` is what they are columns of, if they are. The planner
+    cannot know how few rows are in between. Order and limit tell it that the first entry of the
+    index is enough, and the kept row cheap to find, so that it need not plan each call anew.
     """
     columns = columns_of(model)
     table = columns["creation_token"].table
@@ -256,7 +256,7 @@ def _rows_by_token(
             func.coalesce(columns["duplicate_of_id"], primary_key).label("_kept"),
         )
         .where(wanted)
-        .order_by(ours.desc())
+        .order_by(stored)
         .limit(literal_column("1"))
         .correlate(given_by)
         .lateral("_bearer")
