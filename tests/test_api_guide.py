@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ HOST = "localhost:8000"
 def send(client: FlaskClient, command: str, tag: str) -> Any:
     """Do what curl would do."""
     words = shlex.split(command.replace("$TAG", tag.replace('"', r"\"")))
-    values = dict(zip(words, words[1:], strict=False))
-    given = [words[at + 1] for at, word in enumerate(words) if word == "-H"]
+    values = dict(pairwise(words))
+    given = [value for option, value in pairwise(words) if option == "-H"]
     (url,) = [word for word in words if word.startswith(HOST)]
     return client.open(
         url.removeprefix(HOST),

@@ -41,7 +41,9 @@ def query(schema: Schema) -> dict[str, Any]:
 # Visible ASCII, with the quotes of a structured string (RFC 9651) or without. What a server makes
 # of a repeated header is a list, and neither of the two.
 KEY = re.compile(r'"(?P<quoted>[!#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
-NO_KEY = 'Give one key of 1 to 255 visible ASCII characters without \\ and ".'
+NO_KEY = (
+    'Give one key of 1 to 255 visible ASCII characters, none of them \\ or "; a comma in quotes.'
+)
 
 
 def key() -> RequestKey | None:
