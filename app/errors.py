@@ -39,6 +39,10 @@ class NotStored(RollcallError):
     """The database took a row without an error, and did not store it: a trigger's doing."""
 
 
+class TokenReused(RollcallError):
+    """A request has the token of another one, which created a row of another natural key."""
+
+
 class DatabaseAway(RollcallError):
     """The server cannot be reached, or takes no connections just now."""
 
@@ -134,6 +138,10 @@ class RecordError(RollcallError):
 
 class RecordNotFound(RecordError):
     """No row has this id."""
+
+
+class RecordChanged(RecordError):
+    """The row is not, or no longer, as the caller takes it to be; nothing was changed."""
 
 
 class NaturalKeyTaken(RecordError):

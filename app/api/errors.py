@@ -134,6 +134,18 @@ def _(error: errors.RecordIsDuplicate) -> Problem:
 
 
 @problem_of.register
+def _(error: errors.RecordChanged) -> Problem:
+    detail = f"{error.record} {error.id} is not as the request expects it; look again."
+    return Problem(412, "precondition_failed", detail)
+
+
+@problem_of.register
+def _(error: errors.TokenReused) -> Problem:
+    detail = "This Idempotency-Key has created another record; give each request a key of its own."
+    return Problem(422, "idempotency_key_reused", detail)
+
+
+@problem_of.register
 def _(error: errors.RecordHasDuplicates) -> Problem:
     return _conflict(error, "has_duplicates", "has duplicates; purge them first", error.id)
 
