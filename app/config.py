@@ -167,8 +167,10 @@ class Settings:
         soft_references,
         "columns that refer to a record without a foreign key, which a merge repoints too",
     )
-    auth: str = setting("token", one_of("token", "off"), "accepted; takes effect later")
-    admin_token_file: str = setting("", text, "accepted; takes effect later")
+    auth: str = setting(
+        "token", one_of("token", "off"), "who may use the service: token or, on loopback only, off"
+    )
+    admin_token_file: str = setting("", text, "a file with an admin token, for containers")
 
     @property
     def bootstrap_url(self) -> URL | None:

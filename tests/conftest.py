@@ -258,9 +258,8 @@ def make_app() -> Iterator[Callable[..., Flask]]:
     made = []
 
     def make(url: str, **config: object) -> Flask:
-        app = create_app(
-            {"DATABASE_URL": url, "TESTING": True, "PROPAGATE_EXCEPTIONS": False, **config}
-        )
+        usual = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False}
+        app = create_app({"DATABASE_URL": url, **usual, **config})
         made.append(app)
         return app
 
