@@ -90,6 +90,8 @@ def postgresql_url(value: Any) -> URL:
         raise ValueError(f"must begin with postgresql://, not {url.drivername}://")
     if "@" in (url.host or ""):
         raise ValueError("has an @ in its user or password, which must be written as %40")
+    if isinstance(password := url.query.get("password"), str):
+        url = url.set(password=password).difference_update_query(["password"])  # where it is hidden
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
     return url.set(drivername="postgresql+psycopg2")

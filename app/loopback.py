@@ -23,7 +23,7 @@ def require_loopback(settings: Settings, addresses: Iterable[Any]) -> None:
         if isinstance(address, tuple) and not _is_loopback(str(address[0])):
             raise ConfigurationError(
                 "ROLLCALL_AUTH is off, which is for this machine alone, and"
-                f" {address[0] or '0.0.0.0'} is not a loopback address:"
+                f" {address[0] or 'the empty host'} is not a loopback address:"
                 " set ROLLCALL_AUTH=token, or BIND to 127.0.0.1"
             )
 

@@ -155,7 +155,9 @@ def unguard(url: str) -> None:
 def empty(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("TRUNCATE employee, department RESTART IDENTITY CASCADE")
+        connection.exec_driver_sql(
+            "TRUNCATE employee, department, rollcall_token RESTART IDENTITY CASCADE"
+        )
     engine.dispose()
 
 
