@@ -24,6 +24,7 @@ from app.errors import (
     UnusableName,
 )
 from app.tokens import SCOPES, Found
+from tests.proxy import lossy_proxy
 from tests.races import together
 
 
@@ -111,6 +112,24 @@ def test_of_those_who_take_a_name_at_once_one_gets_it(app: Flask) -> None:
 def issue_in_context(app: Flask, name: str) -> str:
     with app.app_context():
         return tokens.issue(db.engine, name, "read")
+
+
+def test_a_lost_reply_to_the_commit_is_no_failure(
+    make_app: Callable[..., Flask], database_url: str
+) -> None:
+    """What was done is found to be done."""
+    with lossy_proxy(database_url) as (proxy, url), make_app(url).app_context():
+        tokens.list_all(db.engine)
+        proxy.lose_reply_to = b"COMMIT"
+        token = tokens.issue(db.engine, "ops", "admin")
+        assert find(token) is not None
+        proxy.lose_reply_to = b"COMMIT"
+        tokens.revoke(db.engine, "ops")
+        assert find(token) is None
+        proxy.lose_reply_to = b"COMMIT"
+        tokens.keep_from_file(db.engine, token)
+        assert find(token) is not None
+        assert proxy.lost == 3
 
 
 @pytest.mark.parametrize(

@@ -391,7 +391,11 @@ def test_tables_are_found_on_the_search_path(engine: Engine) -> None:
     with engine.connect() as connection:
         inspector = inspect(connection)
         assert set(inspector.get_table_names("public")) == {"employee", "rollcall_version"}
-        assert set(inspector.get_table_names("Old %s")) == {"department", *JOURNAL, "rollcall_token"}
+        assert set(inspector.get_table_names("Old %s")) == {
+            "department",
+            *JOURNAL,
+            "rollcall_token",
+        }
     insert_works(engine)
 
 
