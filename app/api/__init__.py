@@ -7,7 +7,7 @@ from flask_restx import Api
 from werkzeug.wrappers import Response
 
 from app.api import departments, duplicates, employees, errors, health
-from app.api.documentation import MODELS
+from app.api.documentation import AUTHORIZATIONS, MODELS
 
 BASE = "/api/v1"
 
@@ -32,6 +32,8 @@ def init_app(app: Flask) -> None:
         title="Rollcall",
         description="An employee directory that never stores the same record twice.",
         doc="/",
+        authorizations=AUTHORIZATIONS,
+        security=list(AUTHORIZATIONS),
     )
     for model in MODELS.values():
         api.add_model(model.name, model)

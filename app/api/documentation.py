@@ -39,6 +39,8 @@ HEADERS = {
     201: {"Location": "The new record."},
     304: TAG,
     308: {"Location": "The canonical record."},
+    401: {"WWW-Authenticate": "What is wrong with the token."},
+    403: {"WWW-Authenticate": "The scope that is missing."},
     409: {"Location": "The record in the way."},
     503: {"Retry-After": "When to try again, in seconds."},
 }
@@ -60,6 +62,16 @@ def _models() -> dict[str, SchemaModel]:
 
 MODELS = _models()
 
+# What the Swagger UI's Authorize asks for. Swagger 2 knows no bearer tokens, only a header.
+AUTHORIZATIONS = {
+    "bearer": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "Bearer, a blank, and the token.",
+    }
+}
+
 
 def describe(
     namespace: Namespace,
@@ -76,7 +88,7 @@ def describe(
     """
 
     def decorate(method: Method) -> Method:
-        for status in (*refusals, 503):
+        for status in (401, 403, *refusals, 503):
             method = _answer(namespace, status, "Problem")(method)
         for status, model in answers.items():
             method = _answer(namespace, status, model)(method)

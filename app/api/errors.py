@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from http import HTTPStatus
 from typing import Any
@@ -104,6 +104,31 @@ def _(error: HTTPException) -> Problem:
     kept = ("Allow", "Retry-After", "WWW-Authenticate")
     headers = {name: value for name, value in error.get_headers() if name in kept}
     return http_problem(error.code or 500, headers)
+
+
+CHALLENGE = 'Bearer realm="rollcall"'
+
+
+@problem_of.register
+def _(error: errors.NotAuthenticated) -> Problem:
+    if not error.presented:
+        detail = "A token is needed, sent as Authorization: Bearer."
+        return _challenge(401, "unauthorized", detail)
+    detail = "The token is unknown, revoked or expired."
+    return _challenge(401, "unauthorized", detail, error="invalid_token")
+
+
+@problem_of.register
+def _(error: errors.ScopeMissing) -> Problem:
+    detail = f"The token's scope is not enough: this takes a token of scope {error.scope}."
+    told = {"error": "insufficient_scope", "scope": error.scope}
+    return replace(_challenge(403, "forbidden", detail, **told), members={"scope": error.scope})
+
+
+def _challenge(status: int, code: str, detail: str, **told: str) -> Problem:
+    """Return a problem that says what is wrong with a token as RFC 6750 does, too."""
+    challenge = ", ".join([CHALLENGE, *(f'{name}="{value}"' for name, value in told.items())])
+    return Problem(status, code, detail, {"WWW-Authenticate": challenge})
 
 
 @problem_of.register
