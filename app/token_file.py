@@ -9,12 +9,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.config import Settings
 from app.errors import ConfigurationError, RollcallError, TokenNameTaken
-from app.tokens import DIGITS, FORM, PREFIX, keep_from_file
+from app.tokens import FORM, PREFIX, SHORTEST, keep_from_file
 from app.transactions import sqlstate
 
 VARIABLE = "ROLLCALL_ADMIN_TOKEN_FILE"
 LONGEST = 1024  # bytes that are read
-LEAST_DIGITS = 8  # different ones; at random, one token of 10^18 has fewer
+LEAST_DIFFERENT = 8  # characters; of 64 digits at random, one in 10^18 has fewer
 
 
 def read_token(settings: Settings) -> str | None:
@@ -32,9 +32,10 @@ def read_token(settings: Settings) -> str | None:
         raise ConfigurationError(f"{VARIABLE} cannot be read: {error.strerror}") from None
     if not FORM.fullmatch(token):
         raise ConfigurationError(
-            f"{VARIABLE} must hold {PREFIX} and {DIGITS} digits as of openssl rand -hex 32"
+            f"{VARIABLE} must hold a token of at least {SHORTEST} letters and digits,"
+            f" such as {PREFIX} and what openssl rand -hex 32 makes"
         )
-    if len(set(token.removeprefix(PREFIX))) < LEAST_DIGITS:
+    if len(set(token.removeprefix(PREFIX))) < LEAST_DIFFERENT:
         raise ConfigurationError(
             f"{VARIABLE} holds a token that can be guessed: make one at random"
         )

@@ -53,8 +53,9 @@ from app.transactions import RetryPolicy
 logger = logging.getLogger(__name__)
 
 PREFIX = "rollcall_"
-DIGITS = 64
-FORM = re.compile(rf"{PREFIX}[0-9a-f]{{{DIGITS}}}")
+# Also of one that an operator has brought along: the characters of RFC 6750, section 2.1.
+SHORTEST, LONGEST = 20, 512
+FORM = re.compile(rf"[A-Za-z0-9._~+/-]{{{SHORTEST},{LONGEST}}}=*")
 NAME_LENGTH = 64
 FROM_FILE = "admin-file"  # the name of the token that ROLLCALL_ADMIN_TOKEN_FILE holds
 
@@ -103,7 +104,7 @@ class Found:
 
 def new_token() -> str:
     """Return a token that nobody has."""
-    return PREFIX + secrets.token_hex(DIGITS // 2)
+    return PREFIX + secrets.token_hex(32)
 
 
 def digest(presented: str) -> bytes | None:

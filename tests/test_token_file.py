@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_a_token_is_read_from_a_file(tmp_path: Path) -> None:
         assert read(tmp_path / "token") == token
 
 
+def test_a_token_of_another_maker_is_as_good(tmp_path: Path) -> None:
+    """It need not have our prefix; it is compared as it is."""
+    token = secrets.token_urlsafe(32)
+    (tmp_path / "token").write_text(token)
+    assert read(tmp_path / "token") == token
+    keep_token(db.engine, token)
+    assert holder(token) == "admin-file admin"
+
+
 def test_no_file_is_read_unless_it_is_asked_for() -> None:
     """Neither where none is set, nor with authentication off."""
     assert read("") is None
@@ -57,10 +67,10 @@ def test_no_file_is_read_unless_it_is_asked_for() -> None:
         (b"", "must hold"),
         (b"swordfish", "must hold"),
         (b"rollcall_swordfish", "must hold"),
-        (b"\xff\xfe\x00", "must hold"),
-        (b"rollcall_" + b"A1" * 32, "must hold"),
-        (b"rollcall_" + b"a1" * 33, "must hold"),
-        (b"rollcall_" + b"a1" * 1_000_000, "must hold"),
+        (b"rollcall swordfish swordfish", "must hold"),
+        (b"\xff\xfe\x00" * 20, "must hold"),
+        (b"rollcall_" + b"a1b2c3d4" * 64, "must hold"),
+        (b"rollcall_" + b"a1b2c3d4" * 1_000_000, "must hold"),
         (b"rollcall_" + b"0" * 64, "can be guessed"),
         (b"rollcall_" + b"deadbeef" * 8, "can be guessed"),
     ],
