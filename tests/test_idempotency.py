@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flask import Flask, g, request
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, inspect, select, text
 
+from app import tokens
 from app.call import read_call
 from app.creation_token import RequestKey, new_tokens, repeatable_token, span
 from app.db import db
@@ -221,24 +221,21 @@ def test_tables_have_keys_of_their_own(client: FlaskClient) -> None:
 
 def test_callers_have_keys_of_their_own(make_app: Callable[..., Flask], database_url: str) -> None:
     """By the id of their token; whoever has none is one caller."""
-    app = make_app(database_url)
+    locked, open_to_all = make_app(database_url, ROLLCALL_AUTH="token"), make_app(database_url)
+    with locked.app_context():
+        issued = [tokens.issue(db.engine, name, "write") for name in ("portal", "importer")]
+    callers = [(locked, {"Authorization": f"Bearer {token}"}) for token in issued]
+    callers.append((open_to_all, {}))
 
-    @app.before_request
-    def know_the_caller() -> None:
-        id = request.headers.get("X-Test-Caller")
-        g.token = SimpleNamespace(id=int(id)) if id else None
-
-    client = app.test_client()
-
-    def create_as(caller: str, name: str) -> int:
-        headers = {"Idempotency-Key": "k", "X-Test-Caller": caller}
-        answer = client.post(EMPLOYEES, json={**ANN, "name": name}, headers=headers)
+    def create_as(number: int, name: str) -> int:
+        app, shown = callers[number]
+        headers = {"Idempotency-Key": "k", **shown}
+        answer = app.test_client().post(EMPLOYEES, json={**ANN, "name": name}, headers=headers)
         return int(answer.status_code)
 
-    callers = ("1", "2", "11", "")
-    assert [create_as(caller, f"Ann {caller}") for caller in callers] == [201] * 4
-    assert [create_as(caller, f"Ann {caller}") for caller in callers] == [201] * 4
-    assert [create_as(caller, "Eve") for caller in callers] == [422] * 4
+    for _ in range(2):
+        assert [create_as(number, f"Ann {number}") for number in range(3)] == [201] * 3
+    assert [create_as(number, "Eve") for number in range(3)] == [422] * 3
 
 
 def test_it_means_nothing_elsewhere(client: FlaskClient) -> None:
