@@ -118,7 +118,10 @@ def issue(engine: Engine, name: str, scope: str, lifetime: timedelta | None = No
     Raises UnusableName, TokenNameTaken, also by one that has expired, and UnknownTable where the
     database is not up to date.
     """
-    _require_usable(name)
+    if not _is_readable(name):
+        raise UnusableName(f"a name is 1 to {NAME_LENGTH} characters that can be read")
+    if name == FROM_FILE:
+        raise UnusableName(f"{FROM_FILE} is the name of ROLLCALL_ADMIN_TOKEN_FILE's token")
     issued = new_token()
     stored = digest(issued)
 
@@ -136,11 +139,8 @@ def issue(engine: Engine, name: str, scope: str, lifetime: timedelta | None = No
     return issued
 
 
-def _require_usable(name: str) -> None:
-    if not 1 <= len(name) <= NAME_LENGTH or not name.isprintable() or name != normalise(name):
-        raise UnusableName(f"a name is 1 to {NAME_LENGTH} characters that can be read")
-    if name == FROM_FILE:
-        raise UnusableName(f"{FROM_FILE} is the name of ROLLCALL_ADMIN_TOKEN_FILE's token")
+def _is_readable(name: str) -> bool:
+    return 1 <= len(name) <= NAME_LENGTH and name.isprintable() and name == normalise(name)
 
 
 def list_all(engine: Engine) -> list[Row[tuple[str, str, datetime, datetime | None, date | None]]]:
@@ -160,6 +160,8 @@ def revoke(engine: Engine, name: str) -> None:
             raise UnknownToken(name)
         return True
 
+    if not _is_readable(name):
+        raise UnknownToken(name)
     _write(engine, work)
 
 

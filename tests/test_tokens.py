@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from app import tokens
 from app.db import db
@@ -141,6 +141,8 @@ def test_a_name_is_readable_text(name: str) -> None:
     with pytest.raises(UnusableName):
         tokens.issue(db.engine, name, "read")
     assert tokens.list_all(db.engine) == []
+    with pytest.raises(UnknownToken):
+        tokens.revoke(db.engine, name)
 
 
 @pytest.mark.parametrize("name", ["x" * 64, "Zoë's importer (staging)", "採用"])
@@ -238,20 +240,35 @@ def test_a_missing_table_is_said(bare: Engine) -> None:
             use()
 
 
-def test_a_role_that_may_not_read_tokens_is_said(
-    make_app: Callable[..., Flask], database_url: str
+def test_a_role_has_to_read_tokens_and_may_note_their_use(
+    make_app: Callable[..., Flask], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not that the token is unknown."""
-    run("DROP ROLE IF EXISTS doorless; CREATE ROLE doorless LOGIN")
-    engine = create_engine(database_url)
-    url = engine.url.set(username="doorless")
-    with (
-        make_app(url.render_as_string(hide_password=False)).app_context(),
-        pytest.raises(UnknownTable, match="may not be used by this role"),
-    ):
-        find(tokens.new_token())
+    """It is not that the token is unknown; SELECT is enough."""
+    token = tokens.issue(db.engine, "ops", "read")
+    run("CREATE ROLE clerk LOGIN")
+    url = make_url(database_url).set(username="clerk").render_as_string(hide_password=False)
+    try:
+        with make_app(url).app_context():
+            with pytest.raises(UnknownTable, match="may not be used by this role"):
+                find(token)
+            grant("SELECT ON rollcall_token TO clerk", database_url)
+            found = find(token)
+            assert found is not None
+            tokens.note_use(found)
+            assert caplog.messages[-1].endswith("is not noted: sqlstate=42501")
+            grant("UPDATE ON rollcall_token TO clerk", database_url)
+            tokens.note_use(found)
+        assert last_used_on("ops") == found.today
+    finally:
+        run("DROP OWNED BY clerk; DROP ROLE clerk")
+
+
+def grant(what: str, url: str) -> None:
+    """As the owner of the table, also where another role is at work."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"GRANT {what}")
     engine.dispose()
-    run("DROP ROLE doorless")
 
 
 def test_nothing_shows_a_token() -> None:

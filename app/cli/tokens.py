@@ -33,7 +33,7 @@ COLUMNS = ("name", "scope", "created_at", "expires_at", "last_used_on")
 @click.option(
     "--expires",
     callback=duration,
-    metavar="AGE",
+    metavar="TIME",
     help="How long it is good: 90d, 12h. Without it, until it is revoked.",
 )
 def create_command(name: str, scope: str, expires: timedelta | None) -> None:
