@@ -37,7 +37,7 @@ help: ## Say what can be made.
 	@touch $@
 
 run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the database started if need be.
-	@exec $(BIN)/gunicorn wsgi:app
+	@ROLLCALL_AUTH=$${ROLLCALL_AUTH:-off} exec $(BIN)/gunicorn wsgi:app
 
 test: .venv/test ## Run the whole suite against a real PostgreSQL.
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask
 
-from app import api, cli, database
+from app import api, cli, database, security
 from app.config import PREFIX, VARIABLES, load_settings
 
 
@@ -33,6 +33,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.update({name: given[name] for name in given if not is_setting(name)})
     app.extensions["rollcall"] = settings
     database.init_app(app, settings)
+    security.init_app(app, settings)
     api.init_app(app)
     cli.init_app(app)
     return app

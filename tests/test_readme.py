@@ -81,7 +81,7 @@ def test_every_flask_command_exists(app: Flask) -> None:
     named = {name for text in texts for name in re.findall(r"`?flask ([a-z]+(?:-[a-z]+)*)`?", text)}
     ours = set(app.cli.list_commands(None)) - {"routes", "run", "shell"}  # type: ignore[arg-type]
     assert ours <= named
-    assert {"duplicates", "employees", "init-db"} == ours
+    assert {"duplicates", "employees", "init-db", "tokens"} == ours
 
 
 def test_every_shell_line_is_checked() -> None:

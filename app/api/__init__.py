@@ -8,7 +8,7 @@ from werkzeug.routing import IntegerConverter
 from werkzeug.wrappers import Response
 
 from app.api import departments, duplicates, employees, errors, health
-from app.api.documentation import MODELS
+from app.api.documentation import AUTHORIZATIONS, MODELS
 
 BASE = "/api/v1"
 
@@ -40,6 +40,8 @@ def init_app(app: Flask) -> None:
         title="Rollcall",
         description="An employee directory that never stores the same record twice.",
         doc="/",
+        authorizations=AUTHORIZATIONS,
+        security=list(AUTHORIZATIONS),
     )
     for model in MODELS.values():
         api.add_model(model.name, model)

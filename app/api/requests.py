@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any, NoReturn
 
-from flask import request
+from flask import g, request
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
+from app.creation_token import RequestKey
 from app.errors import InvalidInput, MalformedBody
 from app.schemas import messages_by_field
 
@@ -34,6 +36,29 @@ def query(schema: Schema) -> dict[str, Any]:
     if repeated:
         raise InvalidInput(messages_by_field(repeated))
     return _validated(schema, request.args.to_dict())
+
+
+# Visible ASCII, with the quotes of a structured string (RFC 9651) or without. What a server makes
+# of a repeated header is a list, and neither of the two.
+KEY = re.compile(r'"(?P<quoted>[!#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
+NO_KEY = (
+    'Give one key of 1 to 255 visible ASCII characters, none of them \\ or "; a comma in quotes.'
+)
+
+
+def key() -> RequestKey | None:
+    """Return the request's Idempotency-Key, which is its caller's own; None if it has none.
+
+    Raises InvalidInput.
+    """
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        return None
+    found = KEY.fullmatch(header.strip(" \t"))
+    if found is None:
+        raise InvalidInput({"idempotency_key": [NO_KEY]})
+    token = g.get("token")
+    return RequestKey(None if token is None else str(token.id), found["quoted"] or found["bare"])
 
 
 def _raw_body() -> bytes:
