@@ -47,11 +47,12 @@ NOT_IMPLEMENTED = Answer(501, "not_implemented")
 
 
 class Hostile(NamedTuple):
-    """A request by its name, as bytes, and its answer."""
+    """A request by its name, as bytes, and its answer; ``locked`` where tokens are asked for."""
 
     name: str
     sent: bytes
     answer: Answer
+    locked: bool = False
 
 
 def http(method: str, target: str, *headers: str, body: bytes | None = None) -> bytes:
@@ -82,10 +83,12 @@ def post_raw(*headers: str, body: bytes = b"") -> bytes:
     return raw(f"POST {DEPARTMENTS} HTTP/1.1", "Host: localhost", JSON, *headers, body=body)
 
 
-def each(what: str, requests: Iterable[tuple[str, bytes]], answer: Answer) -> Iterator[Hostile]:
+def each(
+    what: str, requests: Iterable[tuple[str, bytes]], answer: Answer, locked: bool = False
+) -> Iterator[Hostile]:
     """Yield requests that are all answered alike."""
     for name, sent in requests:
-        yield Hostile(f"{what}: {name}", sent, answer)
+        yield Hostile(f"{what}: {name}", sent, answer, locked)
 
 
 NAMED = json.dumps({"name": MARK}).encode()
@@ -517,16 +520,106 @@ def headers() -> Iterator[Hostile]:
     )
 
 
+def conditions() -> Iterator[Hostile]:
+    """Versions that are not the record's, and keys of requests that are none."""
+    tags = ("", "Zebra", '"Zebra"', 'W/"Zebra"', '"', ",", '"a",,"', "W/*", "Zebra" * 1_000)
+    yield from each(
+        "if match",
+        [
+            (tag[:40], http("PATCH", MARY, JSON, f"If-Match: {tag}", body=b'{"title": "Zebra"}'))
+            for tag in tags
+        ],
+        Answer(412, "precondition_failed"),
+    )
+    yield from each(
+        "if none match", [(tag[:40], get(ADA, f"If-None-Match: {tag}")) for tag in tags], OK
+    )
+    keys = ("", " ", '"Zebra', 'Zebra"', '"Zeb\\ra"', "Zebra, Zebra", "Z\xebbra", "Zebra" * 52)
+    well = b'{"name": "Zebra", "department_id": 1}'
+    yield from each(
+        "idempotency key",
+        [
+            (key[:40], http("POST", EMPLOYEES, JSON, f"Idempotency-Key: {key}", body=well))
+            for key in keys
+        ],
+        INVALID,
+    )
+
+
+# Stand for tokens of these scopes, which are put in as the request is sent.
+READER, WRITER = "<reader>", "<writer>"
+NO_TOKEN = "rollcall_" + "0" * 64
+
+
 def tokens() -> Iterator[Hostile]:
-    """Credentials; the service at hand asks for none, and so reads none."""
+    """What is sent where tokens are asked for: without one, with others, and with weak ones."""
+    nobody = [
+        ("a record", get(ADA)),
+        ("a list", get(EMPLOYEES)),
+        ("the root", get("/")),
+        ("the Swagger UI", get(f"{BASE}/")),
+        ("the Swagger document", get(f"{BASE}/swagger.json")),
+        ("a script", get("/swaggerui/swagger-ui.css")),
+        ("nowhere", get("/Zebra")),
+        ("no id", get(f"{EMPLOYEES}/Zebra")),
+        ("duplicates", get(f"{BASE}/duplicates")),
+        ("options", http("OPTIONS", ADA)),
+        ("no such method", http("BREW", ADA)),
+        ("a new record", send("POST", EMPLOYEES, {"name": MARK, "department_id": 1})),
+        ("no JSON", send("POST", EMPLOYEES, b"Zebra")),
+        ("a terabyte", http("POST", EMPLOYEES, JSON, "Content-Length: 1000000000000")),
+        ("a change", send("PATCH", MARY, {"title": MARK})),
+        ("a deletion", http("DELETE", MARY)),
+        ("a cascade", http("DELETE", f"{DEPARTMENTS}/1?cascade=true")),
+        ("an undo", http("POST", f"{BASE}/merges/1/undo")),
+        ("a token in the query", get(f"{ADA}?access_token={READER}&token={READER}")),
+        ("a token in a cookie", get(ADA, f"Cookie: token={READER}; Authorization={READER}")),
+        ("one in other headers", get(ADA, f"X-Api-Key: {READER}", f"X-Authorization: {READER}")),
+        ("a token that was for the proxy", get(ADA, f"Proxy-Authorization: Bearer {READER}")),
+        ("a name with an underscore", get(ADA, f"HTTP_AUTHORIZATION: Bearer {READER}")),
+    ]  # fmt: skip
     given = (
-        "", "Bearer", "Bearer ", "Bearer Zebra", "Bearer \xff", "Basic WmVicmE6WmVicmE=", "Basic !",
-        "Digest username=Zebra", "Bearer " + "Zebra" * 1_000, "Negotiate Zebra",
+        "", "Bearer", "Bearer ", "Bearer Zebra", "Bearer \xff", "Bearer =", "Bearer null",
+        "Basic !", "Basic", "Digest username=Zebra", "Bearer " + "Zebra" * 1_000, "Negotiate Zebra",
+        READER, f"Token {READER}", f"Basic {READER}", f"Bearer {READER}x", f"Bearer x{READER}",
+        f"Bearer {READER} {READER}", f"Bearer {READER},", f'Bearer "{READER}"', f"Bearer,{READER}",
+        f"Bearer {NO_TOKEN}", f"Bearer {NO_TOKEN.upper()}", "Bearer rollcall_",
+        "Basic WmVicmE6WmVicmE=", "Bearer ' OR 1=1 --", "Bearer ../../admin-token", f"Bearer {NO_TOKEN}, Bearer {READER}",
     )  # fmt: skip
-    yield from each("token", [(t[:40], get(ADA, f"Authorization: {t}")) for t in given], OK)
+    answer = Answer(401, "unauthorized")
+    yield from each("no token", nobody, answer, locked=True)
+    yield from each(
+        "bad token",
+        [(t[:170], get(ADA, f"Authorization: {t}")) for t in given],
+        answer,
+        locked=True,
+    )
+    reader, writer = (f"Authorization: Bearer {token}" for token in (READER, WRITER))
+    yield from each(
+        "weak token",
+        [
+            ("creates", http("POST", EMPLOYEES, JSON, reader, body=NAMED)),
+            ("creates many", http("POST", f"{EMPLOYEES}/batch", JSON, reader, body=b"{}")),
+            ("sends no JSON", http("POST", EMPLOYEES, JSON, reader, body=b"Zebra")),
+            ("changes", http("PATCH", MARY, JSON, reader, body=b'{"title": "Zebra"}')),
+            ("deletes", http("DELETE", MARY, reader)),
+            ("deletes nobody", http("DELETE", NOBODY, reader)),
+            ("deletes all", http("DELETE", f"{DEPARTMENTS}/1?cascade=true", reader)),
+            ("brews", http("BREW", ADA, reader)),
+            ("lists duplicates", get(f"{BASE}/duplicates", reader)),
+            ("lists duplicates for a writer", get(f"{BASE}/duplicates", writer)),
+            ("merges", http("POST", f"{BASE}/duplicates/employee/1/merge", writer)),
+            ("undoes", http("POST", f"{BASE}/merges/1/undo", writer)),
+        ],
+        FORBIDDEN,
+        locked=True,
+    )
+    yield Hostile("contradiction: two tokens", get(ADA, reader, writer), answer, locked=True)
+    yield Hostile("well: a reader reads", get(ADA, reader), OK, locked=True)
+    yield Hostile("well: in small letters", get(ADA, reader.lower()), OK, locked=True)
 
 
 HOSTILE = [
     *not_http(), *framing(), *methods(), *paths(), *queries(), *bodies(), *fields(), *lists(),
-    *headers(), *tokens(),
+    *headers(), *conditions(), *tokens(),
 ]  # fmt: skip

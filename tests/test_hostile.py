@@ -7,14 +7,15 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
 
+from app import create_app, tokens
+from app.db import db
 from tests.conftest import empty
-from tests.hostile import HOSTILE, MARK, SEEDED, Hostile
+from tests.hostile import HOSTILE, MARK, READER, SEEDED, WRITER, Hostile
 from tests.races import eventually
 from tests.serving import Service, serving
 
@@ -31,7 +32,7 @@ class Reply(NamedTuple):
 
 @pytest.fixture(scope="module")
 def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The service, with what SEEDED says in it; authentication is off."""
+    """The service, with what SEEDED says in it, and without authentication."""
     empty(guarded_url)
     folder = tmp_path_factory.mktemp("hostile")
     with serving(folder, DATABASE_URL=guarded_url, ROLLCALL_AUTH="off") as service:
@@ -43,39 +44,71 @@ def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def workers(service: Service) -> set[int]:
-    """The worker processes before any request."""
-    eventually(lambda: len(children(service)) == 2)
-    return children(service)
-
-
-def children(service: Service) -> set[int]:
-    return {child.pid for child in psutil.Process(service.process.pid).children()}
+def locked(
+    service: Service, guarded_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """Another on the same database, which asks for tokens."""
+    folder = tmp_path_factory.mktemp("locked")
+    with serving(folder, DATABASE_URL=guarded_url, ROLLCALL_AUTH="token") as locked:
+        yield locked
 
 
 @pytest.fixture(scope="module")
-def replies(service: Service, workers: set[int]) -> dict[str, Reply]:
+def held(guarded_url: str) -> Iterator[dict[str, str]]:
+    """Tokens by what stands for them in the table."""
+    scopes = {READER: tokens.READ, WRITER: tokens.WRITE}
+    with create_app({"DATABASE_URL": guarded_url}).app_context():
+        yield {mark: tokens.issue(db.engine, f"A {s}", s) for mark, s in scopes.items()}
+        for scope in scopes.values():
+            tokens.revoke(db.engine, f"A {scope}")
+        db.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def workers(service: Service, locked: Service) -> dict[int, set[int]]:
+    """The worker processes of each, by their master, before any request."""
+    masters = [one.process.pid for one in (service, locked)]
+    eventually(lambda: [len(children(master)) for master in masters] == [2, 2])
+    return {master: children(master) for master in masters}
+
+
+def children(master: int) -> set[int]:
+    return {child.pid for child in psutil.Process(master).children()}
+
+
+@pytest.fixture(scope="module")
+def replies(
+    service: Service, locked: Service, workers: dict[int, set[int]], held: dict[str, str]
+) -> dict[str, Reply]:
     """The replies to all requests of the table, by their names; some are sent at once.
 
     Before them comes each cut in two, by a client that then hangs up.
     """
+
+    def attack(request: Hostile) -> Reply:
+        sent = request.sent
+        for mark, token in held.items():
+            sent = sent.replace(mark.encode(), token.encode())
+        port = (locked if request.locked else service).port
+        hang_up(port, sent)
+        return ask(port, sent)
+
     with ThreadPoolExecutor(CLIENTS) as clients:
-        list(clients.map(lambda request: hang_up(service, request), HOSTILE))
-        asked = clients.map(lambda request: ask(service, request), HOSTILE)
+        asked = clients.map(attack, HOSTILE)
         return dict(zip((request.name for request in HOSTILE), asked, strict=True))
 
 
-def hang_up(service: Service, request: Hostile) -> None:
+def hang_up(port: int, sent: bytes) -> None:
     """Send all but the end of it, and reset the connection."""
-    with socket.create_connection(("127.0.0.1", service.port), 30) as connection:
-        connection.sendall(request.sent[:-1])
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(sent[:-1])
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def ask(service: Service, request: Hostile) -> Reply:
+def ask(port: int, sent: bytes) -> Reply:
     """Send it, say that this was all, and read until the server has no more to say."""
-    with socket.create_connection(("127.0.0.1", service.port), 30) as connection:
-        connection.sendall(request.sent)
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
@@ -102,6 +135,7 @@ def code(reply: Reply) -> str:
     assert problem["type"] == f"urn:rollcall:problem:{problem['code']}"
     assert problem["title"]
     assert problem["detail"]
+    assert ("Www-Authenticate" in reply.headers) == (reply.status == 401) or reply.status == 403
     return str(problem["code"])
 
 
@@ -109,7 +143,7 @@ def test_the_table_is_long_and_has_no_row_twice() -> None:
     """Two hundred at least, each under a name of its own."""
     assert len(HOSTILE) >= 200
     assert len({request.name for request in HOSTILE}) == len(HOSTILE)
-    assert len({request.sent for request in HOSTILE}) == len(HOSTILE)
+    assert len({(request.sent, request.locked) for request in HOSTILE}) == len(HOSTILE)
 
 
 @pytest.mark.usefixtures("replies")
@@ -123,15 +157,19 @@ def test_nothing_was_stored_changed_or_deleted(service: Service) -> None:
 
 
 @pytest.mark.usefixtures("replies")
-def test_no_worker_died(service: Service, workers: set[int]) -> None:
+def test_no_worker_died(workers: dict[int, set[int]]) -> None:
     """The processes are those of the start."""
-    assert children(service) == workers
+    for master, before in workers.items():
+        assert children(master) == before
 
 
 @pytest.mark.usefixtures("replies")
-def test_nothing_of_it_was_unforeseen(service: Service) -> None:
-    """No traceback, and no error of ours, is in the log."""
-    log = Path(service.log).read_text(errors="replace")
-    assert "Swagger UI" in log
-    for sign in ("Traceback", "ERROR", "CRITICAL", "unforeseen"):
-        assert sign not in log
+def test_nothing_of_it_was_unforeseen(
+    service: Service, locked: Service, held: dict[str, str]
+) -> None:
+    """No traceback, no error of ours, and no token is in the log."""
+    for one in (service, locked):
+        log = one.log.read_text(errors="replace")
+        assert "Swagger UI" in log
+        for sign in ("Traceback", "ERROR", "CRITICAL", "unforeseen", *held.values()):
+            assert sign not in log
