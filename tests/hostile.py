@@ -584,7 +584,8 @@ def tokens() -> Iterator[Hostile]:
         READER, f"Token {READER}", f"Basic {READER}", f"Bearer {READER}x", f"Bearer x{READER}",
         f"Bearer {READER} {READER}", f"Bearer {READER},", f'Bearer "{READER}"', f"Bearer,{READER}",
         f"Bearer {NO_TOKEN}", f"Bearer {NO_TOKEN.upper()}", "Bearer rollcall_",
-        "Basic WmVicmE6WmVicmE=", "Bearer ' OR 1=1 --", "Bearer ../../admin-token", f"Bearer {NO_TOKEN}, Bearer {READER}",
+        "Basic WmVicmE6WmVicmE=", "Bearer ' OR 1=1 --", "Bearer ../../admin-token",
+        f"Bearer {NO_TOKEN}, Bearer {READER}",
     )  # fmt: skip
     answer = Answer(401, "unauthorized")
     yield from each("no token", nobody, answer, locked=True)
