@@ -72,7 +72,7 @@ def _raw_body() -> bytes:
         return _unannounced(limit)
     if announced > limit:
         raise RequestEntityTooLarge
-    raw: bytes = request.environ["wsgi.input"].read(announced)
+    raw = _read(request.environ["wsgi.input"], announced)
     if len(raw) < announced:
         raise BadRequest
     return raw
@@ -83,9 +83,21 @@ def _unannounced(limit: int) -> bytes:
     if not request.environ.get("wsgi.input_terminated"):
         return b""
     stream = request.environ["wsgi.input"]
-    raw: bytes = stream.read(limit)
-    if stream.read(1):
+    raw = _read(stream, limit)
+    if _read(stream, 1):
         raise RequestEntityTooLarge
+    return raw
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """Return what is next in a body.
+
+    Raises BadRequest where the client has hung up, which is an OSError, gunicorn's own included.
+    """
+    try:
+        raw: bytes = stream.read(size)
+    except OSError:
+        raise BadRequest from None
     return raw
 
 
