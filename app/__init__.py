@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask
 
-from app import api, cli, database
+from app import api, cli, database, headers, limits
 from app.config import PREFIX, VARIABLES, load_settings
 
 
@@ -34,6 +34,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.extensions["rollcall"] = settings
     database.init_app(app, settings)
     api.init_app(app)
+    headers.init_app(app, settings)  # answers preflights before anybody asks for a token
+    limits.init_app(app, settings)  # counts by token, so that it comes after whoever reads it
     cli.init_app(app)
     return app
 
