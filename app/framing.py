@@ -1,7 +1,7 @@
 """Where a request ends: how much of what a client has sent is its next request, head and body.
 
-It decides only when a request is there to be worked on. gunicorn's parser, which is given those bytes
-and no others, decides what they mean; where it does not end where we did, the connection is closed.
+It decides only when a request is there to be worked on. gunicorn's parser, which is given those
+bytes and no others, decides what they mean; where it leaves any, the connection is closed.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ def _share(app: Flask, origins: tuple[str, ...]) -> None:
         methods=["GET", "HEAD"] if reads_only else ["GET", "HEAD", "POST", "PATCH", "DELETE"],
         allow_headers=ALLOWED if reads_only else ALLOWED + ALLOWED_TO_WRITE,
         expose_headers=EXPOSED,
+        send_wildcard=reads_only,
         max_age=600,
     )
 
@@ -134,5 +135,7 @@ def _share(app: Flask, origins: tuple[str, ...]) -> None:
 def _answer_preflight() -> Response | None:
     """Answer what a browser asks before a call: it sends no token with it."""
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-        return Response(status=204)
+        response = Response(status=204)
+        del response.headers["Content-Type"]
+        return response
     return None

@@ -1,8 +1,9 @@
-"""How often a client may call: by token or address, and much less often with a token that is wrong."""
+"""How often a client may call, by token or address, and how often with a token that is wrong."""
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 import threading
 import time
@@ -37,6 +38,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         app.wsgi_app = ProxyFix(app.wsgi_app, proxies, proxies)  # type: ignore[method-assign]
     app.after_request(Failures().limit)
     if settings.rate_limit:
+        # It says of each call that is refused who made it.
+        logging.getLogger("flask-limiter").setLevel(logging.WARNING)
         limiter = Limiter(
             client,
             application_limits=[settings.rate_limit],

@@ -26,6 +26,7 @@ from app.connection import Connection
 from app.headers import with_ours
 
 LET_OTHERS_GO_FIRST = 0.001  # seconds
+ENOUGH_FOR_ALL = 128  # connections; so many are shared out well enough without that
 LINGER = 2.0  # seconds that a client has to read its last answer and to hang up
 LARGE = 64 * 1024  # bytes
 MOST_LARGE = 64  # connections that may hold more than that, in each worker
@@ -94,7 +95,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         The first worker to wake up would otherwise take all that arrive at once, and clients that
         keep their connections, such as a proxy, would have one process work for them.
         """
-        if self.nr_conns - self.quiet >= self.cfg.threads:
+        if self.cfg.threads <= self.nr_conns - self.quiet < ENOUGH_FOR_ALL:
             time.sleep(LET_OTHERS_GO_FIRST)
         self._take(listener)
 
@@ -105,9 +106,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """
         try:
             client, address = listener.accept()
+        except BlockingIOError:
+            return False
         except OSError as error:
+            logger.warning("a connection cannot be taken: %s", error)
             if error.errno in NO_DESCRIPTORS:
-                logger.warning("no file descriptor is left for another connection")
+                time.sleep(LET_OTHERS_GO_FIRST)
                 self._make_room()
             return False
         self.nr_conns += 1
@@ -123,7 +127,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._close(connection)
 
     def _wait(
-        self, connection: Connection, event: int, then: Callable[[Connection], None], patience: float
+        self,
+        connection: Connection,
+        event: int,
+        then: Callable[[Connection], None],
+        patience: float,
     ) -> None:
         """Have a connection wait until it can be read or written, for so many seconds."""
         connection.since = time.monotonic()
