@@ -84,7 +84,7 @@ def _with_headers(application: Any) -> Any:
     return answer
 
 
-def _with_a_policy_of_its_own(page: Callable[[], str]) -> Callable[[], Response]:
+def _with_a_policy_of_its_own(page: Any) -> Callable[[], Response]:
     """Let a page run the scripts and use the styles that stand in it, and those from here."""
 
     def answer() -> Response:

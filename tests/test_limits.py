@@ -6,7 +6,7 @@ import http.client
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +51,7 @@ def says_to_wait(answer: TestResponse) -> bool:
 def test_nobody_is_limited_unless_it_is_set(client: FlaskClient) -> None:
     """No header says anything of limits either."""
     assert calls(client, 50) == [200] * 50
-    assert not [name for name in client.get(DEPARTMENTS).headers.keys() if "Limit" in name]
+    assert not [name for name, _ in client.get(DEPARTMENTS).headers if "Limit" in name]
 
 
 def test_an_address_has_so_many_calls(make_app: Callable[..., Flask], database_url: str) -> None:
@@ -125,9 +125,9 @@ def test_only_trusted_proxies_say_who_calls(
     assert as_forwarded(behind, *told, "192.0.2.1, 192.0.2.2") == [200, 200, 200, 429, 200]
 
 
-@pytest.fixture
-def redis() -> Iterator[tuple[str, Callable[[], None]]]:
-    """A Redis, and how to end it."""
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis; yield its URL."""
     port = free_port()
     server = TcpFakeServer(("127.0.0.1", port), server_type="redis")
     thread = threading.Thread(target=server.serve_forever)
@@ -135,32 +135,25 @@ def redis() -> Iterator[tuple[str, Callable[[], None]]]:
     with Redis(port=port) as client:
         # It hangs up on who calls a script that it does not have, which Redis only says.
         client.script_load(RedisStorage.SCRIPT_INCR_EXPIRE)
-
-    def end() -> None:
+    try:
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
-    yield f"redis://127.0.0.1:{port}/0", end
-    if thread.is_alive():
-        end()
-
 
 def test_redis_counts_for_all_and_is_not_needed(
-    make_app: Callable[..., Flask],
-    database_url: str,
-    redis: tuple[str, Callable[[], None]],
-    caplog: pytest.LogCaptureFixture,
+    make_app: Callable[..., Flask], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When it is away each worker counts for itself, and the log says so once."""
-    url, end = redis
-    one, other = (
-        make_app(database_url, ROLLCALL_RATE_LIMIT_STORAGE=url, **FEW).test_client()
-        for _ in range(2)
-    )
-    assert calls(one, 2) + calls(other, 2) == [200, 200, 200, 429]
-    assert says_to_wait(other.get(DEPARTMENTS))
-    end()
+    with redis() as url:
+        one, other = (
+            make_app(database_url, ROLLCALL_RATE_LIMIT_STORAGE=url, **FEW).test_client()
+            for _ in range(2)
+        )
+        assert calls(one, 2) + calls(other, 2) == [200, 200, 200, 429]
+        assert says_to_wait(other.get(DEPARTMENTS))
     with caplog.at_level(logging.WARNING):
         assert calls(one, 4) == [200, 200, 200, 429]
     assert [record.getMessage() for record in caplog.records if "limit" in record.name] == [

@@ -14,17 +14,18 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from typing import Any
 
 import psutil
 import pytest
 from gunicorn.config import Config
-from gunicorn.util import close_graceful
+from gunicorn.glogging import Logger
 from werkzeug.exceptions import RequestTimeout
 
 from app import worker
-from app.connection import Answer, Connection
+from app.connection import Connection
 from app.worker import LARGE, Worker
 from tests.races import eventually
 from tests.serving import Service, serving
@@ -229,7 +230,8 @@ def _refuses(service: Service) -> bool:
 @pytest.fixture
 def idler() -> Iterator[Worker]:
     """A worker that does nothing by itself."""
-    idler = Worker(1, 1, [], None, 30, Config(), None)
+    config = Config()
+    idler = Worker(1, 1, [], None, 30, config, Logger(config))
     idler.poller = selectors.DefaultSelector()
     with closing(idler.poller):
         yield idler
@@ -299,10 +301,13 @@ def test_connections_that_hold_much_are_few(idler: Worker, monkeypatch: pytest.M
         second.sock.sendall(b"x" * 50_000_000)
         idler._wait_no_more(second)
         idler._send(second)
+        idler._write(second)
+        idler._write(second)
+        assert second in idler.waiting
         while third.held <= LARGE:
             idler._read(third)
         assert list(idler.large) == [third]
-        assert everything(other) == b""
+        assert len(everything(other)) < 50_000_000
 
 
 def test_a_client_that_goes_away_is_let_go(idler: Worker) -> None:
@@ -334,12 +339,39 @@ def test_a_client_that_goes_away_is_let_go(idler: Worker) -> None:
     other.close()
 
 
-def test_an_answer_that_broke_off_is_not_sent() -> None:
-    """gunicorn hangs up in the middle of it, and would wait for the client in a thread."""
-    answer = Answer()
-    answer.sendall(b"HTTP/1.1 200 OK")
-    close_graceful(answer)
-    assert not answer.left
+def test_an_answer_that_breaks_off_is_not_sent(idler: Worker) -> None:
+    """Not the part that is there either; nor does a thread wait for the client to hang up."""
+
+    def breaks_off(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"some"
+        raise LookupError
+
+    idler.wsgi = breaks_off
+    connection, client = waiting(idler, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    with client:
+        connection.receive()
+        assert connection.next_request()
+        idler._wait_no_more(connection)
+        work: Future[bool] = Future()
+        work.set_result(idler.handle(connection))
+        idler.finish_request(connection, work)
+        assert everything(client) == b""
+
+
+def test_what_waits_to_be_accepted_is_taken_before_the_stop(idler: Worker) -> None:
+    """All of it, and the listener is closed then."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    idler.sockets = [listener]
+    idler.set_accept_enabled(True)
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+    idler.alive = False
+    idler.set_accept_enabled(False)
+    assert idler.nr_conns == len(idler.waiting) == 3
+    assert listener.fileno() == -1
+    for client in clients:
+        client.close()
 
 
 def test_tls_has_to_end_elsewhere() -> None:
