@@ -1,6 +1,7 @@
 """How gunicorn serves Rollcall: ``gunicorn wsgi:app`` reads this file."""
 
 import os
+import resource
 import signal
 import sys
 
@@ -23,12 +24,30 @@ bind = settings.address
 workers = settings.workers
 worker_class = "app.worker.Worker"
 threads = settings.threads
+# How long a connection is kept on which nothing has been sent.
 keepalive = 5
+# Answers are sent by the worker's main thread, as slowly as clients take them.
+sendfile = False
 # For a worker that is stuck as a whole; a slow request of a thread does not count.
 timeout = 60
 graceful_timeout = 30
 loglevel = settings.log_level.lower()
 control_socket_disable = True
+
+MANY = 8192  # file descriptors
+RESERVED = 256  # of them, for the database, logs and the rest
+
+
+def descriptors():
+    """Let each worker open as many files as it is allowed to, up to MANY; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = max(soft, MANY if hard == resource.RLIM_INFINITY else min(hard, MANY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
+# Of each worker. With one more, the one that has waited longest is closed. An idle one takes 4 kB.
+worker_connections = max(100, min(4096, descriptors() - RESERVED))
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 

@@ -16,8 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import current_app, g, has_request_context
+from limits import parse_many
+from limits.errors import ConfigurationError as LimitsConfigurationError
+from limits.storage import storage_from_string
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "ROLLCALL_"
 DIALECTS = ("postgres", "postgresql", "postgresql+psycopg2")
 DIGITS = re.compile(r"[0-9]{1,18}")
+ORIGIN = re.compile(r"https?://[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -119,6 +124,41 @@ def soft_references(value: Any) -> tuple[SoftReference, ...]:
     return tuple(found)
 
 
+def rate_limits(value: Any) -> str:
+    """Read rate limits as the limits library writes them."""
+    try:
+        limits = parse_many(str(value))
+    except ValueError:
+        limits = []
+    if not limits or any(limit.amount < 1 for limit in limits):
+        raise ValueError("must be like 100/minute or 20 per second;1000 per hour")
+    return str(value)
+
+
+def redis_url(value: Any) -> str:
+    """Read the URL of a Redis; nothing connects to it yet."""
+    try:
+        if urlsplit(str(value)).scheme not in ("redis", "rediss"):
+            raise ValueError
+        storage_from_string(str(value))
+    except LimitsConfigurationError:
+        raise ValueError("needs the package redis: install rollcall[redis]") from None
+    except ValueError:
+        # The value may hold a password, so that it is not repeated.
+        raise ValueError("must be like redis://:password@host:6379/0, or rediss://…") from None
+    return str(value)
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    """Read origins as browsers send them, separated by commas, or ``*`` alone."""
+    found = tuple(origin.strip() for origin in str(value).split(","))
+    if found != ("*",) and not all(map(ORIGIN.fullmatch, found)):
+        raise ValueError(
+            "must be origins such as https://portal.example.com, separated by commas, or * alone"
+        )
+    return found
+
+
 def text(value: Any) -> str:
     """Read any text."""
     return str(value)
@@ -164,6 +204,21 @@ class Settings:
     retry_attempts: int = setting(50, whole(1, 1000), "tries of a unit of work")
     retry_deadline: float = setting(10.0, seconds(0.1, 300), "no further try begins after it")
     max_body: int = setting(2 * 1024 * 1024, whole(1024, 1 << 30), "longest request body, bytes")
+    request_timeout: float = setting(
+        30.0, seconds(0.1, 3600), "longest time a request may take to arrive, or an answer to leave"
+    )
+    rate_limit: str = setting(
+        "", rate_limits, "requests of each token, or address, such as `100/minute`"
+    )
+    rate_limit_storage: str = setting(
+        "", redis_url, "where they are counted: `redis://…`; unset: in each worker"
+    )
+    trusted_proxies: int = setting(
+        0, whole(0, 10), "proxies in front, whose X-Forwarded-For and -Proto are believed"
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (), origins, "web pages that may call: `https://portal.example.com`, …, or `*` to read"
+    )
     soft_references: tuple[SoftReference, ...] = setting(
         (),
         soft_references,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,19 @@ def test_several_hosts_stay_in_the_query() -> None:
         ("ROLLCALL_SOFT_REFERENCES", "ticket.=employee", "must be like"),
         ("ROLLCALL_SOFT_REFERENCES", "ticket.employee_id=", "must be like"),
         ("ROLLCALL_SOFT_REFERENCES", "a.b=c,", "separated by commas"),
+        ("ROLLCALL_REQUEST_TIMEOUT", "0", "number of seconds from 0.1 to 3600"),
+        ("ROLLCALL_RATE_LIMIT", "many", "must be like 100/minute"),
+        ("ROLLCALL_RATE_LIMIT", "0/minute", "must be like 100/minute"),
+        ("ROLLCALL_RATE_LIMIT", ";", "must be like 100/minute"),
+        ("ROLLCALL_RATE_LIMIT_STORAGE", "memcached://h:1", "must be like redis://"),
+        ("ROLLCALL_RATE_LIMIT_STORAGE", "redis://:secret@h:x/0", "must be like redis://"),
+        ("ROLLCALL_RATE_LIMIT_STORAGE", "redis://[secret", "must be like redis://"),
+        ("ROLLCALL_TRUSTED_PROXIES", "all", "whole number from 0 to 10"),
+        ("ROLLCALL_CORS_ORIGINS", "https://a.example/", "must be origins such as https://"),
+        ("ROLLCALL_CORS_ORIGINS", "a.example", "must be origins such as https://"),
+        ("ROLLCALL_CORS_ORIGINS", "https://*.example", "must be origins such as https://"),
+        ("ROLLCALL_CORS_ORIGINS", "*, https://a.example", "or * alone"),
+        ("ROLLCALL_CORS_ORIGINS", "https://a.example,", "separated by commas"),
         ("ROLLCALL_AUTH", "maybe", "must be one of token, off"),
     ],
 )
@@ -117,6 +131,22 @@ def test_a_bad_value_is_one_clear_line_without_secrets(
     assert "secret" not in line
     assert "\n" not in line
     assert caught.value.__cause__ is None
+
+
+def test_counting_in_redis_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says how to get it."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigurationError, match=r"needs the package redis: .*rollcall\[redis\]"):
+        load_settings({"ROLLCALL_RATE_LIMIT_STORAGE": "redis://h:6379/0"})
+
+
+def test_origins_are_separated_by_commas() -> None:
+    """With white space or without."""
+    value = "http://localhost:3000 ,https://portal.example.com"
+    assert load_settings({"ROLLCALL_CORS_ORIGINS": value}).cors_origins == (
+        "http://localhost:3000",
+        "https://portal.example.com",
+    )
 
 
 def test_an_admin_url_needs_a_database_url() -> None:

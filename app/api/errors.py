@@ -84,12 +84,15 @@ HTTP_ERRORS = {
     403: ("forbidden", "This is not allowed."),
     404: ("not_found", "Nothing is here."),
     405: ("method_not_allowed", "This resource does not know the method; see Allow."),
+    408: ("request_timeout", "The request took too long to arrive."),
     413: ("content_too_large", "The body is too large."),
     414: ("uri_too_long", "The address is too long."),
     415: ("unsupported_media_type", "The body must be application/json."),
     417: ("expectation_failed", "The expectation cannot be met."),
+    429: ("too_many_requests", "Too many requests; see Retry-After."),
     431: ("header_fields_too_large", "The headers are too large."),
     501: ("not_implemented", "The transfer coding is not supported."),
+    503: ("overloaded", "Too much is being sent at once; try again."),
 }
 
 

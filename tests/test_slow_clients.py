@@ -1,0 +1,383 @@
+"""Clients that are slow, idle, deaf or many, and others that are served at once all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import resource
+import select
+import selectors
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from typing import Any
+
+import psutil
+import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from werkzeug.exceptions import RequestTimeout
+
+from app import worker
+from app.connection import Connection
+from app.worker import LARGE, Worker
+from tests.races import eventually
+from tests.serving import Service, serving
+
+IDLE = 2000
+CONNECTIONS = 2100
+PATH = "/api/v1/departments"
+POST = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+LARGE_FILE = b"GET /swaggerui/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+MANY = 40
+NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: x\r\n"
+AT_ONCE = 3.0  # seconds; far less than what a thread would be held for, however busy the machine
+
+
+@pytest.fixture(scope="module")
+def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One worker of four threads, which gives a request two seconds to arrive."""
+    with serving(
+        tmp_path_factory.mktemp("slow"),
+        DATABASE_URL=guarded_url,
+        WEB_CONCURRENCY="1",
+        ROLLCALL_REQUEST_TIMEOUT="2",
+        GUNICORN_CMD_ARGS=f"--keep-alive 4 --worker-connections {CONNECTIONS}",
+    ) as service:
+        yield service
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """What is open until the end of a test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as opened:
+        yield opened
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def connected(service: Service, opened: ExitStack, sent: bytes = b"") -> socket.socket:
+    """Return a connection on which something has been sent."""
+    raw = opened.enter_context(socket.create_connection(("127.0.0.1", service.port), 30))
+    raw.sendall(sent)
+    return raw
+
+
+def is_served_at_once(service: Service) -> bool:
+    began = time.monotonic()
+    assert service.call("GET", PATH)[0] == 200
+    return time.monotonic() - began < AT_ONCE
+
+
+def everything(raw: socket.socket) -> bytes:
+    """Return what comes until the server hangs up."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while data := raw.recv(1 << 20):
+            received += data
+    return bytes(received)
+
+
+def test_two_thousand_idle_connections_hold_up_nobody(service: Service, opened: ExitStack) -> None:
+    """They are closed after a while; where there are more than a worker takes, the oldest first."""
+    idle = [connected(service, opened) for _ in range(IDLE)]
+    assert is_served_at_once(service)
+    idle[0].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        idle[0].recv(1)  # still open, as all of them
+    idle[0].settimeout(30)
+    more = [connected(service, opened) for _ in range(CONNECTIONS - IDLE + 10)]
+    assert everything(idle[0]) == b""
+    assert is_served_at_once(service)
+    assert everything(more[-1]) == b""
+
+
+SLOW = [
+    POST,
+    POST + b"Content-Length: 500\r\n\r\n{",
+    POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+]
+
+
+def test_slow_requests_hold_no_thread(service: Service, opened: ExitStack) -> None:
+    """Many that stop in the middle are told so after their time, and do no harm until then."""
+    slow = [connected(service, opened, sent) for sent in SLOW * 50]
+    assert is_served_at_once(service)
+    for raw in slow:
+        head, _, body = everything(raw).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"X-Content-Type-Options: nosniff" in head
+        assert b"Cache-Control: no-store" in head
+        assert json.loads(body)["code"] == "request_timeout"
+
+
+def test_a_byte_now_and_then_gives_no_more_time(service: Service, opened: ExitStack) -> None:
+    """The time is that of the whole request."""
+    raw = connected(service, opened, POST)
+    began = time.monotonic()
+    raw.settimeout(0.2)
+    answer = b""
+    while not answer:
+        raw.sendall(b"x")
+        with contextlib.suppress(TimeoutError):
+            answer = raw.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert 2 <= time.monotonic() - began < 12
+
+
+def test_answers_that_are_not_read_hold_no_thread(service: Service, opened: ExitStack) -> None:
+    """They are dropped after their time."""
+    deaf = [connected(service, opened, LARGE_FILE * MANY) for _ in range(10)]
+    assert is_served_at_once(service)
+    eventually(lambda: not connections(service), 20)
+    assert len(everything(deaf[0])) < MANY * 1_000_000
+
+
+def connections(service: Service) -> list[Any]:
+    """Return the connections that the worker has with clients."""
+    (process,) = psutil.Process(service.process.pid).children()
+    found = process.net_connections("tcp")
+    return [one for one in found if one.laddr.port == service.port and one.status == "ESTABLISHED"]
+
+
+def test_an_answer_is_taken_bit_by_bit(service: Service, opened: ExitStack) -> None:
+    """It comes whole, and the next request is answered on the same connection."""
+    raw = connected(service, opened, LARGE_FILE)
+    time.sleep(0.2)
+    for _ in range(2):
+        answer = http.client.HTTPResponse(raw)
+        answer.begin()
+        assert len(answer.read()) == int(answer.headers["Content-Length"]) > 1_000_000
+        raw.sendall(LARGE_FILE)
+
+
+def test_a_request_in_small_pieces_is_served(service: Service, opened: ExitStack) -> None:
+    """And two that come at once, and one whose client waits to be told to go on."""
+    raw = connected(service, opened)
+    body = b'{"name": "Pieces"}'
+    for byte in POST + b"Content-Length: 18\r\n\r\n" + body:
+        raw.sendall(bytes([byte]))
+    assert _answer(raw) == 201
+    twice = POST + b"Content-Length: 18\r\n\r\n" + body
+    raw.sendall(twice + twice[:-5])
+    assert _answer(raw) == 200
+    raw.sendall(twice[-5:])
+    assert _answer(raw) == 200
+    raw.sendall(POST + b"Expect: 100-continue\r\nContent-Length: 18\r\n\r\n")
+    assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    raw.sendall(body)
+    assert raw.recv(12) == b"HTTP/1.1 200"
+
+
+def _answer(raw: socket.socket) -> int:
+    answer = http.client.HTTPResponse(raw)
+    answer.begin()
+    answer.read()
+    return answer.status
+
+
+@pytest.mark.parametrize(
+    ("sent", "start"),
+    [
+        (NOWHERE + b"Content-Length: 1\r\n\r\n{", b"HTTP/1.1 404 "),
+        (NOWHERE + b"Transfer-Encoding: chunked\r\n\r\n1\r\nabc0\r\n\r\n", b"HTTP/1.1 404 "),
+        (POST + b"Content-Length: 9999999\r\n\r\n", b"HTTP/1.1 413 "),
+        (b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\nmore", b"HTTP/1.1 200 "),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 "),
+    ],
+)
+def test_an_answer_arrives_whatever_was_not_read(
+    service: Service, opened: ExitStack, sent: bytes, start: bytes
+) -> None:
+    """Once: nothing of a body is taken for the next request."""
+    raw = connected(service, opened, sent)
+    raw.shutdown(socket.SHUT_WR)
+    answer = everything(raw)
+    assert answer.startswith(start)
+    assert answer.count(b"HTTP/1.") == 1
+
+
+def test_a_stop_waits_for_what_has_begun(service: Service, opened: ExitStack) -> None:
+    """A request of which a part is there is answered, the connection of an idle client closed."""
+    body = b'{"name": "Late"}'
+    half = connected(service, opened, POST + b"Content-Length: 16\r\n\r\n" + body[:8])
+    idle = connected(service, opened)
+    kept = connected(service, opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert _answer(kept) == 200
+    service.process.send_signal(signal.SIGTERM)
+    eventually(lambda: _refuses(service))
+    half.sendall(body[8:])
+    assert everything(half).startswith(b"HTTP/1.1 201 ")
+    assert everything(idle) == everything(kept) == b""
+    assert service.process.wait(20) == 0
+
+
+def _refuses(service: Service) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", service.port), 1):
+            return False
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def idler() -> Iterator[Worker]:
+    """A worker that does nothing by itself."""
+    config = Config()
+    idler = Worker(1, 1, [], None, 30, config, Logger(config))
+    idler.poller = selectors.DefaultSelector()
+    with closing(idler.poller):
+        yield idler
+        idler.murder_keepalived(force=True)
+    idler.tmp.close()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a TCP connection: the server's and the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], theirs
+
+
+def waiting(idler: Worker, sent: bytes = b"") -> tuple[Connection, socket.socket]:
+    """Return a connection that waits for its request, and its client, who has sent something."""
+    mine, theirs = pair()
+    theirs.sendall(sent)
+    connection = Connection(idler.cfg, mine, ("127.0.0.1", 1), idler.longest_body)
+    idler.nr_conns += 1
+    idler._await_request(connection)
+    return connection, theirs
+
+
+def reset(client: socket.socket) -> None:
+    """Have a client go away without a word."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+class Full:
+    """A listener that cannot accept."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def accept(self) -> Any:
+        raise OSError(self.number, "no")
+
+
+def test_without_file_descriptors_the_oldest_makes_room(idler: Worker) -> None:
+    """Nor does any other error of accept end the worker."""
+    (first, client), (second, other) = waiting(idler), waiting(idler)
+    with client, other:
+        idler.accept(Full(errno.ECONNABORTED))
+        assert list(idler.waiting) == [first, second]
+        idler.accept(Full(errno.EMFILE))
+        assert list(idler.waiting) == [second]
+        assert client.recv(1) == b""
+        idler.accept(Full(errno.ENFILE))
+        idler.accept(Full(errno.ENFILE))
+        assert idler.nr_conns == 0
+
+
+def test_connections_that_hold_much_are_few(idler: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has for longest is given up, with an answer if it can still have one."""
+    monkeypatch.setattr(worker, "MOST_LARGE", 1)
+    much = POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 2 * LARGE
+    (first, client), (second, other), (third, last) = (waiting(idler, much) for _ in range(3))
+    with client, other, last:
+        for connection in (first, second):
+            while connection.held <= LARGE:
+                idler._read(connection)
+        assert everything(client).startswith(b"HTTP/1.1 503 ")
+        assert list(idler.large) == [second]
+        second.forget_request()
+        second.sock.sendall(b"x" * 50_000_000)
+        idler._wait_no_more(second)
+        idler._send(second)
+        idler._write(second)
+        idler._write(second)
+        assert second in idler.waiting
+        while third.held <= LARGE:
+            idler._read(third)
+        assert list(idler.large) == [third]
+        assert len(everything(other)) < 50_000_000
+
+
+def test_a_client_that_goes_away_is_let_go(idler: Worker) -> None:
+    """While it sends, waits to be told to go on, has an answer coming, or should hang up."""
+    (sending, client), (told, other), (answered, third), (ending, last) = (
+        waiting(idler, sent)
+        for sent in (b"", POST + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n", b"G", b"G")
+    )
+    reset(client)
+    idler._read(sending)
+    told.socket.shutdown(socket.SHUT_WR)
+    idler._read(told)
+    idler._read(answered)
+    reset(third)
+    idler._refuse(answered, RequestTimeout())
+    assert list(idler.waiting) == [ending]
+    idler._read(ending)
+    idler._refuse(ending, RequestTimeout())
+    idler._discard(ending)
+    assert list(idler.waiting) == [ending]
+    last.sendall(b"more")
+    eventually(lambda: select.select([ending.socket], [], [], 0)[0])
+    idler._discard(ending)
+    assert list(idler.waiting) == [ending]
+    reset(last)
+    idler._discard(ending)
+    assert not idler.waiting
+    assert idler.nr_conns == 0
+    other.close()
+
+
+def test_an_answer_that_breaks_off_is_not_sent(idler: Worker) -> None:
+    """Not the part that is there either; nor does a thread wait for the client to hang up."""
+
+    def breaks_off(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"some"
+        raise LookupError
+
+    idler.wsgi = breaks_off
+    connection, client = waiting(idler, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    with client:
+        connection.receive()
+        assert connection.next_request()
+        idler._wait_no_more(connection)
+        work: Future[bool] = Future()
+        work.set_result(idler.handle(connection))
+        idler.finish_request(connection, work)
+        assert everything(client) == b""
+
+
+def test_what_waits_to_be_accepted_is_taken_before_the_stop(idler: Worker) -> None:
+    """All of it, and the listener is closed then."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    idler.sockets = [listener]
+    idler.set_accept_enabled(True)
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+    idler.alive = False
+    idler.set_accept_enabled(False)
+    assert idler.nr_conns == len(idler.waiting) == 3
+    assert listener.fileno() == -1
+    for client in clients:
+        client.close()
+
+
+def test_tls_has_to_end_elsewhere() -> None:
+    """The start stops with one line."""
+    config = Config()
+    config.set("certfile", "cert.pem")
+    with pytest.raises(SystemExit, match="TLS has to end at a proxy"):
+        Worker.check_config(config, None)
+    Worker.check_config(Config(), None)
