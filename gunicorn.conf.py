@@ -1,15 +1,35 @@
 """How gunicorn serves Rollcall: ``gunicorn wsgi:app`` reads this file."""
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 
-from app import create_app
-from app.config import load_settings
-from app.database import bootstrap_database
-from app.db import db
-from app.errors import ConfigurationError
-from migrations_bootstrap import BootstrapError
+
+def make_folder_for_metrics():
+    """Make the folder where the counts of all workers meet, and have it go with this process.
+
+    prometheus_client looks at the variable when it is imported, by app or by us.
+    """
+    master, folder = os.getpid(), tempfile.mkdtemp(prefix="rollcall-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    # Workers inherit this, and end by themselves.
+    atexit.register(lambda: os.getpid() == master and shutil.rmtree(folder))
+
+
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    make_folder_for_metrics()
+
+from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
+
+from app import create_app  # noqa: E402
+from app.config import load_settings  # noqa: E402
+from app.database import bootstrap_database  # noqa: E402
+from app.db import db  # noqa: E402
+from app.errors import ConfigurationError  # noqa: E402
+from migrations_bootstrap import BootstrapError  # noqa: E402
 
 try:
     settings = load_settings()
@@ -19,6 +39,7 @@ except ConfigurationError as error:
 bind = settings.address
 workers = settings.workers
 worker_class = "app.worker.Worker"
+logger_class = "app.worker.Log"
 threads = settings.threads
 keepalive = 5
 # For a worker that is stuck as a whole; a slow request of a thread does not count.
@@ -55,6 +76,11 @@ def post_fork(server, worker):
     if server.cfg.preload_app:
         with worker.app.wsgi().app_context():
             db.engine.dispose(close=False)
+
+
+def child_exit(server, worker):
+    """Take what a worker held, such as connections, out of the metrics; what it counted stays."""
+    mark_process_dead(worker.pid)
 
 
 def hold_stops_back():

@@ -89,6 +89,16 @@ def is_current(bind: Connection | str | URL) -> bool:
         return revision(connection) == head()
 
 
+def is_ahead(connection: Connection) -> bool:
+    """Tell whether a newer version of Rollcall has made the schema; ours still serves it."""
+    found = revision(connection)
+    return found is not None and not _is_known(found)
+
+
+def _is_known(revision: str) -> bool:
+    return revision in {script.revision for script in _scripts().walk_revisions()}
+
+
 @functools.cache
 def head() -> str:
     """Return the newest revision that this version of Rollcall knows."""
@@ -118,7 +128,7 @@ def _base_metadata() -> sa.MetaData:
 def _check(connection: Connection, before: str | None, *, adopt: bool) -> tuple[str, ...]:
     """Return the tables to be adopted, or raise why the revisions must not run."""
     if before is not None:
-        if before not in {script.revision for script in _scripts().walk_revisions()}:
+        if not _is_known(before):
             raise BootstrapError(
                 f"the database is at revision {before}, which this version of Rollcall"
                 " does not know: install the one that made it"
