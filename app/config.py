@@ -92,6 +92,9 @@ def postgresql_url(value: Any) -> URL:
         raise ValueError("has an @ in its user or password, which must be written as %40")
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
+    given = url.query.get("password")
+    if isinstance(given, str):  # where it would be shown
+        url = url.set(password=given).difference_update_query(["password"])
     return url.set(drivername="postgresql+psycopg2")
 
 

@@ -11,9 +11,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextvars import ContextVar, Token
-from datetime import datetime, timezone
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
@@ -114,8 +114,7 @@ def served(known: Exchange, method: str | None, status: str) -> None:
     metrics.count_request(method, known.route, status, seconds)
     level = logging.DEBUG if known.route in PROBES else logging.INFO
     if _requests.isEnabledFor(level):
-        fields = {
-            "event": "request",
+        said = {
             "request_id": known.request_id,
             "method": method,
             "route": known.route,
@@ -125,7 +124,11 @@ def served(known: Exchange, method: str | None, status: str) -> None:
             "retries": known.retries,
         }
         # Not by info(): that would look for the line of code that called it.
-        _requests.handle(_requests.makeRecord(_requests.name, level, "", 0, fields, (), None))
+        record = _requests.makeRecord(_requests.name, level, "", 0, IN_WORDS, (said,), None)
+        _requests.handle(record)
+
+
+IN_WORDS = "request %(request_id)s: %(method)s %(route)s, %(status)s in %(ms)s ms"
 
 
 def configure_command(level: str) -> None:
@@ -139,7 +142,9 @@ def configure_service(level: str, shape: str, stream: TextIO) -> None:
     """Log one line an event to a stream; ``shape`` is json, console, or auto: as the stream is."""
     for_people = shape == "console" or (shape == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Lines(_console(stream) if for_people else [_as_json]))
+    handler.setFormatter(Lines(for_people, colors=stream.isatty()))
+    # Nobody reads them, and each line would pay for them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     _log_to(handler, level)
 
 
@@ -161,31 +166,57 @@ class Plain(logging.Formatter):
 
 
 class Lines(ProcessorFormatter):
-    """Every logger's lines, in the shape that the last of structlog's processors give them."""
+    """Every logger's lines: JSON, or for people, in colour or not."""
 
-    def __init__(self, shape: Sequence[Processor]) -> None:
-        self._shape = shape
+    def __init__(self, for_people: bool, colors: bool) -> None:
+        self._shape = _console(colors) if for_people else [_as_json]
+        self._request = self._in_shape if for_people else _request_as_json
         super().__init__(
-            foreign_pre_chain=[add_log_level, add_logger_name, ExtraAdder(), _stamp, _identify],
+            foreign_pre_chain=[_stamp, add_log_level, add_logger_name, ExtraAdder(), _identify],
             processors=[
                 ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                *shape,
+                *self._shape,
             ],
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name != _requests.name:
-            return super().format(record)
-        # The line of a request is complete: the way of all others would take twice as long.
-        line: Any = {"level": record.levelname.lower(), "timestamp": _time(record), **record.msg}  # type: ignore[dict-item]
+        if record.name == _requests.name:
+            return self._request(record, record.args)
+        return super().format(record)
+
+    def _in_shape(self, record: logging.LogRecord, said: Any) -> str:
+        line: Any = {"timestamp": _time(record), "level": _level(record), "event": "request"}
+        line |= said
         for processor in self._shape:
             line = processor(None, "", line)
         return str(line)
 
 
+def _request_as_json(record: logging.LogRecord, said: Any) -> str:
+    """Write the line that is written most, in a quarter of the time that json takes."""
+    return (
+        f'{{"timestamp":"{_time(record)}","level":"{_level(record)}","event":"request",'
+        f'"request_id":"{said["request_id"]}","method":{_quoted(said["method"])},'
+        f'"route":{_quoted(said["route"])},"status":{said["status"]},"ms":{said["ms"]},'
+        f'"token":{_quoted(said["token"])},"retries":{said["retries"]}}}'
+    )
+
+
+_quoted = lru_cache(maxsize=1024)(json.dumps)
+
+
+def _level(record: logging.LogRecord) -> str:
+    return record.levelname.lower()
+
+
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _stamp(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
@@ -208,12 +239,9 @@ def _as_json(logger: WrappedLogger, name: str, event: EventDict) -> str:
 ENCODER = json.JSONEncoder(separators=(",", ":"), default=repr)
 
 
-def _console(stream: TextIO) -> list[Processor]:
+def _console(colors: bool) -> list[Processor]:
     """Return what makes lines for people. Tracebacks are plain: others show local variables."""
-    return [
-        _harmless_event,
-        ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain_traceback),
-    ]
+    return [_harmless_event, ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
 
 
 def _harmless_event(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:

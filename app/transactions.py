@@ -137,14 +137,18 @@ def retry(
 
 
 def _tell_of_retry(attempt: int, state: str | None) -> None:
+    _log_retry(attempt, state)
+    for tell in on_retry:
+        tell(state)
+
+
+def _log_retry(attempt: int, state: str | None) -> None:
     logger.warning(
         "transaction retry: attempt=%d sqlstate=%s",
         attempt,
         state,
         extra={"event": "transaction_retry", "attempt": attempt, "sqlstate": state},
     )
-    for tell in on_retry:
-        tell(state)
 
 
 def look_again(work: Callable[[], Result]) -> Result:
