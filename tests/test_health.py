@@ -25,7 +25,6 @@ from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, serving
 from tests.test_cli import flask
 
-
 SECRET = "Zebra"
 
 
