@@ -1,19 +1,38 @@
 """How gunicorn serves Rollcall: ``gunicorn wsgi:app`` reads this file."""
 
+import atexit
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 
-from gunicorn.errors import HaltServer
 
-from app import create_app, token_file
-from app.config import load_settings
-from app.database import administering, bootstrap_database
-from app.db import db
-from app.errors import ConfigurationError
-from app.loopback import require_loopback
-from migrations_bootstrap import BootstrapError
+def make_folder_for_metrics():
+    """Make the folder where the counts of all workers meet, and have it go with this process.
+
+    prometheus_client looks at the variable when it is imported, by app or by us.
+    """
+    master, folder = os.getpid(), tempfile.mkdtemp(prefix="rollcall-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    # Workers inherit this, and end by themselves.
+    atexit.register(lambda: os.getpid() == master and shutil.rmtree(folder))
+
+
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    make_folder_for_metrics()
+
+from gunicorn.errors import HaltServer  # noqa: E402
+from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
+
+from app import create_app, token_file  # noqa: E402
+from app.config import load_settings  # noqa: E402
+from app.database import administering, bootstrap_database  # noqa: E402
+from app.db import db  # noqa: E402
+from app.errors import ConfigurationError  # noqa: E402
+from app.loopback import require_loopback  # noqa: E402
+from migrations_bootstrap import BootstrapError  # noqa: E402
 
 try:
     settings = load_settings()
@@ -23,6 +42,7 @@ except ConfigurationError as error:
 bind = settings.address
 workers = settings.workers
 worker_class = "app.worker.Worker"
+logger_class = "app.worker.Log"
 threads = settings.threads
 # How long a connection is kept on which nothing has been sent.
 keepalive = 5
@@ -104,6 +124,11 @@ def post_fork(server, worker):
     if server.cfg.preload_app:
         with worker.app.wsgi().app_context():
             db.engine.dispose(close=False)
+
+
+def child_exit(server, worker):
+    """Take what a worker held, such as connections, out of the metrics; what it counted stays."""
+    mark_process_dead(worker.pid)
 
 
 def hold_stops_back():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask
 
-from app import api, cli, database, headers, limits, security
+from app import api, cli, database, headers, limits, observability, security
 from app.config import PREFIX, VARIABLES, load_settings
 
 
@@ -21,8 +20,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     given = dict(config or {})
     settings = load_settings({name: given[name] for name in given if is_setting(name)})
     app = Flask(__name__)
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    observability.init_app(app, settings)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body,
         # Problems are ours alone, and Swagger shows every model.

@@ -99,6 +99,9 @@ def postgresql_url(value: Any) -> URL:
         url = url.set(password=password).difference_update_query(["password"])  # where it is hidden
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
+    given = url.query.get("password")
+    if isinstance(given, str):  # where it would be shown
+        url = url.set(password=given).difference_update_query(["password"])
     return url.set(drivername="postgresql+psycopg2")
 
 
@@ -188,6 +191,11 @@ class Settings:
     workers: int = setting(2, whole(1, 256), "gunicorn worker processes", "WEB_CONCURRENCY")
     threads: int = setting(4, whole(1, 256), "threads in each worker")
     log_level: str = setting("INFO", one_of(*LOG_LEVELS), "how much is logged", "LOG_LEVEL")
+    log_format: str = setting(
+        "auto",
+        one_of("auto", "json", "console"),
+        "lines of the service's log; auto: for people on a terminal, and otherwise JSON",
+    )
     pool_size: int = setting(5, whole(1, 1000), "connections that each worker keeps")
     max_overflow: int = setting(5, whole(0, 1000), "connections beyond those, when busy")
     pool_timeout: float = setting(5.0, seconds(0.1, 300), "longest wait for a connection")

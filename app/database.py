@@ -1,4 +1,4 @@
-"""Where the service's database is, how it is reached, and whether it can serve."""
+"""Where the service's database is, and how it is reached."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask, current_app
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine, create_engine, event, make_url
 
 from app.config import (
     Settings,
@@ -20,17 +19,11 @@ from app.config import (
     warn_of_unknown_settings,
 )
 from app.db import db
-from app.errors import ContentionError, DatabaseAway
+from app.errors import DatabaseAway
 from app.models import NATURAL_KEYS, Record
-from app.transactions import RetryPolicy, connect, limits, retry
-from migrations_bootstrap import (
-    Bootstrap,
-    BootstrapError,
-    bootstrap,
-    guard_name,
-    is_ahead,
-    is_current,
-)
+from app.pool import CountingPool
+from app.transactions import RetryPolicy
+from migrations_bootstrap import Bootstrap, BootstrapError, bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
 
 logger = logging.getLogger(__name__)
@@ -62,6 +55,9 @@ def init_app(app: Flask, settings: Settings) -> None:
 def engine_options(settings: Settings) -> dict[str, Any]:
     """Return the pool and connection options of the service's engine."""
     return {
+        "poolclass": CountingPool,
+        # What clients send is not for logs.
+        "hide_parameters": True,
         "pool_size": settings.pool_size,
         "max_overflow": settings.max_overflow,
         "pool_timeout": settings.pool_timeout,
@@ -137,39 +133,3 @@ def patient_policy() -> RetryPolicy:
     """Return the bounds of a unit of work that nobody waits for with a request in hand."""
     policy = current_settings().retry_policy
     return replace(policy, attempts=1000, deadline=300.0, statement_timeout=3600.0)
-
-
-PROBE = RetryPolicy(attempts=3, deadline=1.0, lock_timeout=0.5, statement_timeout=1.0)
-
-
-def readiness() -> dict[str, Any]:
-    """Return what a readiness probe shows: database, schema, and which tables are guarded."""
-    try:
-        return retry(lambda attempt: _look(), PROBE)
-    except (ContentionError, SQLAlchemyError) as error:
-        logger.warning("not ready: %s", error)
-        return {"status": "unavailable", "database": "away"}
-
-
-def _look() -> dict[str, Any]:
-    with connect(db.engine) as connection:
-        connection.exec_driver_sql(limits(PROBE))
-        schema = _standing(connection)
-        if schema == "behind":
-            return {"status": "unavailable", "database": "up", "schema": schema}
-        guards = {table: _is_guarded(connection, table) for table in NATURAL_KEYS}
-    return {"status": "ready", "database": "up", "schema": schema, "guards": guards}
-
-
-def _standing(connection: Connection) -> str:
-    """Return how the schema is to this version; one that a later version made will do as well."""
-    if is_current(connection):
-        return "current"
-    return "ahead" if is_ahead(connection) else "behind"
-
-
-GUARD_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
-
-
-def _is_guarded(connection: Connection, table: str) -> bool:
-    return bool(connection.scalar(GUARD_IS_VALID, {"name": guard_name(table)}))

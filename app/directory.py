@@ -31,7 +31,13 @@ from app.errors import (
     RecordIsDuplicate,
     RecordNotFound,
 )
-from app.get_or_create import find_created, find_or_create, race_indexes
+from app.get_or_create import (
+    find_created,
+    find_or_create,
+    race_indexes,
+    tell_outcomes,
+    telling_of_contention,
+)
 from app.models import RECORDS, Department, Employee, Record
 from app.natural_key import canonical, columns_of, normalise, spellings
 
@@ -182,26 +188,29 @@ def create_employees(items: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool
         by_token = unanswered is not None
         keep_writers_out(session, request_policy(), *([Department] if names else []), Employee)
         _require_known(session, items)
-        rows = find_or_create_all(session, Department, list(departments.values()), by_token, ID)
-        ids = dict(zip(departments, (row["id"] for row in rows), strict=True))
+        found = find_or_create_all(session, Department, list(departments.values()), by_token, ID)
+        ids = dict(zip(departments, (row["id"] for row in found), strict=True))
         wanted = [
             with_key(Employee, call, department_id=ids[item["department"]])
             if "department" in item
             else call
             for item, call in zip(items, calls, strict=True)
         ]
-        return find_or_create_all(session, Employee, wanted, by_token, ID)
+        return [*found, *find_or_create_all(session, Employee, wanted, by_token, ID)]
 
     try:
-        rows = transactions.look_again(lambda: _run(work))
+        with telling_of_contention(Employee, len(items)):
+            rows = transactions.look_again(lambda: _run(work))
     except IntegrityError as error:
         if transactions.sqlstate(error) == FOREIGN_KEY_VIOLATION:
             read(lambda session: _require_known(session, items))
         raise
-    return [
-        (row["id"], row["creation_token"] == call.token)
-        for row, call in zip(rows, calls, strict=True)
-    ]
+    sent = [*departments.values(), *calls]
+    created = [row["creation_token"] == call.token for row, call in zip(rows, sent, strict=True)]
+    outcomes = list(zip((row["id"] for row in rows), created, strict=True))[len(departments) :]
+    tell_outcomes(Department, created[: len(departments)])
+    tell_outcomes(Employee, [new for _, new in outcomes])
+    return outcomes
 
 
 def _arguments(

@@ -12,7 +12,8 @@ and nothing else of Rollcall. ``docs/adopting.md`` shows how.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
@@ -38,12 +39,15 @@ from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, read_calls, require_natural_key
-from app.errors import NotStored, TokenReused
+from app.errors import ContentionError, NotStored, TokenReused
 from app.natural_key import canonical, columns_of, equals, spellings
 from app.statement import Plan, plan_for, plan_for_token, shape_of, tokens_of, values_of
 from app.transactions import RetryPolicy, StatementText, execute, look_again, run
 
 Model = TypeVar("Model", bound="GetOrCreateMixin")
+
+on_outcome: set[Callable[[str, str, int], object]] = set()
+"""Called with a table, "created", "existing" or "contention" (given up), and how many records."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,14 @@ class GetOrCreateMixin:
             keep_writers_out(session, _ask(cls.__binding__.policy), cls)
             return find_or_create_all(session, cls, calls, by_token=unanswered is not None)
 
-        rows = look_again(lambda: run(engine, work, _ask(cls.__binding__.policy), indexes))
+        with telling_of_contention(cls, len(calls)):
+            rows = look_again(lambda: run(engine, work, _ask(cls.__binding__.policy), indexes))
         session = _ask(cls.__binding__.session)
-        return [
-            (attach(session, cls, row), row["creation_token"] == call.token)
-            for call, row in zip(calls, rows, strict=True)
+        created = [
+            row["creation_token"] == call.token for call, row in zip(calls, rows, strict=True)
         ]
+        tell_outcomes(cls, created)
+        return [(attach(session, cls, row), new) for row, new in zip(rows, created, strict=True)]
 
     @classmethod
     def has_natural_key(cls, **key: Any) -> ColumnElement[bool]:
@@ -178,9 +184,14 @@ def find_or_create(
         again = plan_for(shape_of(model, call, by_token=True), engine.dialect)
         return again.text, again.parameters(values_of(call, by_token=True))
 
-    found = look_again(lambda: _execute(model, engine, statement, plan))
+    try:
+        found = look_again(lambda: _execute(model, engine, statement, plan))
+    except ContentionError:
+        _tell(model, "contention", 1)
+        raise
     if found is None:
         raise NotStored
+    _tell(model, "created" if found[1] else "existing", 1)
     return found
 
 
@@ -211,6 +222,29 @@ def _execute(
     if ours is False:
         raise TokenReused
     return plan.read(values), bool(ours)
+
+
+def tell_outcomes(model: type[GetOrCreateMixin], created: Sequence[bool]) -> None:
+    """Tell whoever asked (:data:`on_outcome`) how many records of a list were created."""
+    new = sum(created)
+    for outcome, records in (("created", new), ("existing", len(created) - new)):
+        if records:
+            _tell(model, outcome, records)
+
+
+@contextmanager
+def telling_of_contention(model: type[GetOrCreateMixin], records: int) -> Iterator[None]:
+    """Tell whoever asked of a list that is given up."""
+    try:
+        yield
+    except ContentionError:
+        _tell(model, "contention", records)
+        raise
+
+
+def _tell(model: type[GetOrCreateMixin], outcome: str, records: int) -> None:
+    for tell in on_outcome:
+        tell(inspect(model).local_table.name, outcome, records)
 
 
 def _literal(column: Column[Any], value: Any) -> ColumnElement[Any]:

@@ -33,6 +33,9 @@ from app.errors import ContentionError, DatabaseAway, LostRace
 
 logger = logging.getLogger(__name__)
 
+on_retry: set[Callable[[str | None], object]] = set()
+"""Called with the SQLSTATE, if there is one, of each error that is about to be retried."""
+
 Result = TypeVar("Result")
 
 SERIALIZATION_FAILURE = "40001"
@@ -128,9 +131,15 @@ def retry(
             wait = backoff(number, policy)
             if number >= policy.attempts or elapsed + wait >= policy.deadline:
                 raise ContentionError(number, elapsed, sqlstate(error)) from error
-            _log_retry(number, sqlstate(error))
+            _tell_of_retry(number, sqlstate(error))
         sleep(wait)
         number += 1
+
+
+def _tell_of_retry(attempt: int, state: str | None) -> None:
+    _log_retry(attempt, state)
+    for tell in on_retry:
+        tell(state)
 
 
 def _log_retry(attempt: int, state: str | None) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from flask import Response
+from gunicorn.glogging import Logger
 from gunicorn.http import errors
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from werkzeug.exceptions import BadRequest, HTTPException, RequestTimeout, ServiceUnavailable
@@ -24,6 +26,8 @@ from app.api.errors import Problem, http_problem, problem_of
 from app.config import load_settings
 from app.connection import Connection
 from app.headers import with_ours
+from app.metrics import sample_pools
+from app.observability import REQUEST_ID, Exchange, configure_service, served
 
 LET_OTHERS_GO_FIRST = 0.001  # seconds
 ENOUGH_FOR_ALL = 128  # connections; so many are shared out well enough without that
@@ -33,6 +37,7 @@ MOST_LARGE = 64  # connections that may hold more than that, in each worker
 LOOK_EVERY = 1.0  # seconds
 STOPPING_NAP = 0.1  # seconds
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+SAMPLE_EVERY = 1.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,17 @@ STATUSES: dict[type[Exception], int] = {
 def _(error: errors.ParseException) -> Problem:
     """Also for a body that turns out to be malformed only when the application reads it."""
     return http_problem(next(STATUSES[kind] for kind in STATUSES if isinstance(error, kind)))
+
+
+class Log(Logger):  # type: ignore[misc]
+    """gunicorn's own lines, which go where all others go, in the same shape."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        configure_service(cfg.loglevel.upper(), load_settings().log_format, sys.stdout)
+        logging.captureWarnings(True)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -74,6 +90,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Refuse TLS, which would have to be read in the main thread too."""
         if cfg.is_ssl:
             sys.exit("rollcall: TLS has to end at a proxy, see docs/limits.md")
+
+    sampled = 0.0
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Stop listening, when the worker stops, only after taking what waits to be accepted.
@@ -302,12 +320,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Look more often whether a connection has waited for too long when the worker stops."""
         super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, STOPPING_NAP))
 
+    def notify(self) -> None:
+        """Tell the master that we are alive, and the metrics what the pool is like."""
+        super().notify()
+        now = time.monotonic()
+        if now - self.sampled >= SAMPLE_EVERY:
+            self.sampled = now
+            sample_pools()
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what is not even HTTP; gunicorn's own answer is HTML that repeats the input."""
-        try:
-            client.sendall(_as_http(problem_of(exc)))
-        except OSError as error:
-            logger.debug("the client is gone: %s", error)
+        with Exchange() as known:
+            response = problem_of(exc).response()
+            response.headers[REQUEST_ID] = known.request_id
+            served(known, getattr(req, "method", None), str(response.status_code))
+            try:
+                client.sendall(_as_http(response))
+            except OSError as error:
+                logger.debug("the client is gone: %s", error)
 
 
 def _ended(parser: Any) -> bool:
@@ -322,8 +352,7 @@ def _ended(parser: Any) -> bool:
         return False
 
 
-def _as_http(problem: Problem) -> bytes:
-    response = problem.response()
+def _as_http(response: Response) -> bytes:
     body = response.get_data()
     head = f"HTTP/1.1 {response.status}\r\nConnection: close\r\n"
     pairs = with_ours(list(response.headers.items()))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import socketserver
+import struct
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 from app.db import db
 from migrations_bootstrap import head
 from migrations_bootstrap.embedded import EmbeddedServer, EmbeddedServerError
-from tests.conftest import unguard
+from tests.conftest import cloned, numbers, unguard
 from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, serving
 from tests.test_cli import flask
+
+SECRET = "Zebra"
 
 
 def test_healthz_needs_no_database(make_app: Callable[..., Flask]) -> None:
@@ -48,6 +55,12 @@ def test_a_missing_guard_is_no_reason_not_to_serve(
     answer = make_app(unguarded_url).test_client().get("/readyz")
     assert answer.status_code == 200
     assert answer.get_json()["guards"] == {"department": False, "employee": False}
+    notes = answer.get_json()["notes"]
+    assert [note.partition(":")[0] for note in notes] == [
+        "Table department has no guard",
+        "Table employee has no guard",
+    ]
+    assert all(note.endswith("Run flask duplicates guard.") for note in notes)
 
 
 def test_a_connection_that_was_cut_is_no_reason_not_to_be_ready(
@@ -65,6 +78,155 @@ def test_a_schema_that_is_behind_is_not_ready(
     """503."""
     answer = make_app(fresh_database).test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()["schema"]) == (503, "behind")
+    assert "run flask init-db" in answer.get_json()["detail"]
+
+
+@pytest.fixture
+def own_database(administrator: Engine, guarded_url: str, server: EmbeddedServer) -> Iterator[str]:
+    """A database that is up to date, for a test to spoil."""
+    with cloned(administrator, guarded_url, server.url(f"own_{next(numbers)}")) as url:
+        yield url
+
+
+def execute(url: str, *statements: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def readyz(app: Flask) -> dict[str, Any]:
+    """Ask the probe; its status is also the answer's."""
+    answer = app.test_client().get("/readyz")
+    state: dict[str, Any] = answer.get_json()
+    assert state["status"] in (answer.status_code, "ready")
+    return state
+
+
+def test_a_schema_that_is_ahead_is_served(
+    make_app: Callable[..., Flask], own_database: str
+) -> None:
+    """In the middle of an upgrade old workers serve beside new ones; it is said in the body."""
+    execute(own_database, "UPDATE rollcall_version SET version_num = '9999'")
+    state = readyz(make_app(own_database))
+    assert (state["status"], state["schema"]) == ("ready", "ahead")
+    assert "newer version" in state["notes"][0]
+
+
+def test_a_role_that_may_not_read_the_version_is_told_so(
+    make_app: Callable[..., Flask], own_database: str
+) -> None:
+    """The database does answer."""
+    role = f"no_reader_{next(numbers)}"
+    execute(own_database, f"CREATE ROLE {role} LOGIN")
+    state = readyz(make_app(with_role(own_database, role)))
+    assert (state["status"], state["database"], state["schema"]) == (503, "up", "unknown")
+    assert state["detail"].startswith("The role may not read the table rollcall_version")
+
+
+def test_a_version_that_somebody_has_locked_is_told_so(
+    make_app: Callable[..., Flask], own_database: str
+) -> None:
+    """Not that the database is away."""
+    engine = create_engine(own_database, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE rollcall_version IN ACCESS EXCLUSIVE MODE")
+        state = readyz(make_app(own_database))
+    assert (state["status"], state["database"]) == (503, "up")
+    assert "lock" in state["detail"]
+
+
+def test_an_error_that_has_no_words_is_given_by_its_sqlstate(
+    make_app: Callable[..., Flask], own_database: str
+) -> None:
+    """The appendix of PostgreSQL's manual has them all."""
+    execute(own_database, "ALTER TABLE rollcall_version RENAME COLUMN version_num TO number")
+    assert readyz(make_app(own_database))["detail"] == "The database answers with SQLSTATE 42703."
+
+
+def test_a_pool_that_is_used_up_is_told_so(client: FlaskClient) -> None:
+    """The database is not to blame."""
+    app = client.application
+    with app.app_context():
+        pool = db.engine.pool
+        held = [pool.connect() for _ in range(10)]
+        pool._timeout = 0.05  # type: ignore[attr-defined]
+        assert "pool" in readyz(app)["detail"]
+        for connection in held:
+            connection.close()
+
+
+def test_a_database_that_is_not_there_is_told_from_one_that_is_closed(
+    make_app: Callable[..., Flask], empty_database: str, own_database: str
+) -> None:
+    """To everybody, or to a role."""
+    role = f"outsider_{next(numbers)}"
+    name = make_url(own_database).database
+    execute(
+        own_database, f"CREATE ROLE {role} LOGIN", f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC"
+    )
+    missing = readyz(make_app(empty_database))
+    closed = readyz(make_app(with_role(own_database, role)))
+    assert missing["detail"] == "The database does not exist; run flask init-db."
+    assert closed["detail"].startswith("The database does not take the role's connection")
+    assert missing["database"] == closed["database"] == "away"
+
+
+def test_a_role_that_is_refused_is_told_so_without_its_password(
+    make_app: Callable[..., Flask], guarded_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's own words are in the log, the password is nowhere."""
+    url = make_url(guarded_url).set(username="nobody_here").set(password=SECRET)
+    answer = make_app(url.render_as_string(hide_password=False)).test_client().get("/readyz")
+    assert answer.get_json()["detail"].startswith("The database server refuses the role")
+    assert 'role "nobody_here" does not exist' in caplog.text
+    assert SECRET not in caplog.text + answer.text
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (b"57P03", "starting up"),
+        (b"53300", "has no connection left"),
+        (b"28P01", "refuses the role"),
+    ],
+)
+def test_a_server_that_turns_everybody_away_is_told_why(
+    make_app: Callable[..., Flask], state: bytes, words: str
+) -> None:
+    """As it says itself, by SQLSTATE."""
+    with turning_away(state) as port:
+        answered = readyz(make_app(f"postgresql://u@127.0.0.1:{port}/d"))
+    assert words in answered["detail"]
+    assert answered["database"] == "away"
+
+
+@contextmanager
+def turning_away(state: bytes) -> Iterator[int]:
+    """Listen as a PostgreSQL server that refuses each connection with a SQLSTATE."""
+    fields = b"SFATAL\0VFATAL\0C" + state + b"\0Mno\0\0"
+    refusal = b"E" + struct.pack("!i", len(fields) + 4) + fields
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while head := self.request.recv(8):
+                length, code = struct.unpack("!ii", head)
+                if code == 196608:  # the protocol's version: a start-up packet
+                    self.request.recv(length)
+                    self.request.sendall(refusal)
+                    return
+                self.request.sendall(b"N")  # neither TLS nor GSSAPI
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listener:
+        thread = threading.Thread(target=listener.serve_forever, args=(0.05,))
+        thread.start()
+        yield listener.server_address[1]
+        listener.shutdown()
+        thread.join()
+
+
+def with_role(url: str, role: str) -> str:
+    return make_url(url).set(username=role).render_as_string(hide_password=False)
 
 
 def test_a_schema_that_a_later_version_made_will_do(client: FlaskClient) -> None:
@@ -88,6 +250,7 @@ def test_a_database_that_is_away_is_not_ready(make_app: Callable[..., Flask]) ->
     answer = client.get("/readyz")
     assert (answer.status_code, answer.get_json()["database"]) == (503, "away")
     assert answer.get_json()["code"] == "not_ready"
+    assert answer.get_json()["detail"].startswith("No database server answers")
     assert "Retry-After" in answer.headers
     for call in (
         client.get("/api/v1/departments"),
@@ -109,7 +272,9 @@ def test_an_embedded_server_that_fails_is_a_database_that_is_away(
 
     monkeypatch.setattr(EmbeddedServer, "attach", fail)
     client = make_app("", ROLLCALL_RETRY_DEADLINE=0.1).test_client()
-    assert client.get("/readyz").status_code == 503
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.get_json()["detail"].startswith("The embedded server does not start")
     assert client.post("/api/v1/departments", json={"name": "X"}).status_code == 503
 
 

@@ -1,19 +1,15 @@
-"""The probes of an orchestrator: is the process up, and can it serve?"""
+"""What machines ask: is the process up, can it serve, and what has it done so far?"""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from app import metrics
 from app.api.errors import RETRY_AFTER, Problem
 from app.api.responses import as_json
-from app.database import readiness
+from app.readiness import readiness
 
 blueprint = Blueprint("health", __name__)
-
-WHAT_IS_WRONG = {
-    "away": "The database does not answer.",
-    "behind": "The database's schema is not that of this version; run flask init-db.",
-}
 
 
 @blueprint.get("/healthz")
@@ -24,9 +20,18 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Answer 200 when the database answers and its schema is current, and 503 otherwise."""
-    state = readiness()
-    if state["status"] == "ready":
-        return as_json(state)
-    detail = WHAT_IS_WRONG[state.get("schema", state["database"])]
-    return Problem(503, "not_ready", detail, RETRY_AFTER, {**state, "status": 503}).response()
+    """Answer 200 when the database answers and its schema is current, and 503 otherwise.
+
+    What is amiss and no reason not to serve is said in ``notes``.
+    """
+    found = readiness()
+    if found.is_ready:
+        return as_json(found.state)
+    members = {**found.state, "status": 503}
+    return Problem(503, "not_ready", found.detail, RETRY_AFTER, members).response()
+
+
+@blueprint.get("/metrics", endpoint="metrics")
+def show_metrics() -> Response:
+    """Answer with what all workers have counted, in Prometheus' text format."""
+    return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)

@@ -1,0 +1,211 @@
+"""What the service counts, for Prometheus; the counts of all worker processes add up.
+
+Names and labels are an interface: dashboards and alerts use them. No label takes a value that a
+client chooses. Under gunicorn each worker keeps its counts in a file of the folder that
+``PROMETHEUS_MULTIPROC_DIR`` names, which has to be set before this module is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import get_or_create, transactions
+from app.errors import ContentionError
+from app.models import NATURAL_KEYS
+from app.pool import CountingPool
+from app.readiness import look_at_tables
+
+logger = logging.getLogger(__name__)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+OUR_OWN = CollectorRegistry()
+
+REQUESTS = Counter(
+    "rollcall_requests_total",
+    "Requests answered.",
+    ["method", "route", "status"],
+    registry=OUR_OWN,
+)
+SECONDS = Histogram(
+    "rollcall_request_seconds",
+    "Time from a request's head to its answer.",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=OUR_OWN,
+)
+OUTCOMES = Counter(
+    "rollcall_get_or_create_total",
+    "Records asked for by natural key: created, existing, or given up (contention).",
+    ["table", "outcome"],
+    registry=OUR_OWN,
+)
+RETRIES = Counter(
+    "rollcall_retries_total",
+    "Transactions run again, by the SQLSTATE of what they failed with.",
+    ["sqlstate"],
+    registry=OUR_OWN,
+)
+CONNECTIONS = Gauge(
+    "rollcall_pool_connections",
+    "Database connections that the workers hold.",
+    ["state"],
+    registry=OUR_OWN,
+    multiprocess_mode="livesum",
+)
+WAITING = Gauge(
+    "rollcall_pool_waiting",
+    "Threads that wait for a database connection.",
+    registry=OUR_OWN,
+    multiprocess_mode="livesum",
+)
+DUPLICATES = Gauge(
+    "rollcall_duplicates",
+    "Rows marked as duplicates and not purged; counted up to a million.",
+    ["table"],
+    registry=OUR_OWN,
+    multiprocess_mode="mostrecent",
+)
+GUARDED = Gauge(
+    "rollcall_guarded",
+    "Whether the table's guard, its unique index, is in force.",
+    ["table"],
+    registry=OUR_OWN,
+    multiprocess_mode="mostrecent",
+)
+LOOKED_AT = "rollcall_tables_looked_at_timestamp_seconds"
+LOOKED = Gauge(
+    LOOKED_AT,
+    "When duplicates and guards were last looked at.",
+    registry=OUR_OWN,
+    multiprocess_mode="mostrecent",
+)
+
+NO_ROUTE = "none"
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+LOOK_EVERY = 60.0  # seconds
+
+
+def init_app() -> None:
+    """Have the core tell what it does; doing so again changes nothing.
+
+    What is rare begins at 0, so that the first time shows as a change.
+    """
+    for table in NATURAL_KEYS:
+        for outcome in ("created", "existing", "contention"):
+            _outcomes[table, outcome].inc(0)
+    for state in transactions.LOST_THE_RACE:
+        _retries[(state,)].inc(0)
+    transactions.on_retry.add(count_retry)
+    get_or_create.on_outcome.add(count_outcome)
+
+
+class _Children(dict[Any, Any]):
+    """A metric's children by their labels: prometheus_client's own look-up takes a lock."""
+
+    def __init__(self, metric: Counter | Histogram) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> Any:
+        return self.setdefault(labels, self._metric.labels(*labels))
+
+
+_requests, _seconds = _Children(REQUESTS), _Children(SECONDS)
+_outcomes, _retries = _Children(OUTCOMES), _Children(RETRIES)
+
+
+def count_request(method: str | None, route: str | None, status: str, seconds: float) -> None:
+    """Count an answer; ``route`` is the rule that matched, if one did."""
+    rule = route or NO_ROUTE
+    _requests[method if method in METHODS else "other", rule, status].inc()
+    _seconds[(rule,)].observe(seconds)
+
+
+def count_retry(sqlstate: str | None) -> None:
+    """Count a retry; without a SQLSTATE it was for a connection."""
+    _retries[(sqlstate or "none",)].inc()
+
+
+def count_outcome(table: str, outcome: str, records: int) -> None:
+    """Count records that were got or created."""
+    _outcomes[table, outcome].inc(records)
+
+
+def sample_pools() -> None:
+    """Note the state of this process's pools."""
+    state = CountingPool.state()
+    CONNECTIONS.labels("in_use").set(state.in_use)
+    CONNECTIONS.labels("idle").set(state.idle)
+    WAITING.set(state.waiting)
+
+
+def exposition() -> bytes:
+    """Return all metrics of all workers as Prometheus reads them."""
+    sample_pools()
+    registry = _registry()
+    _tables.look_if_due(registry)
+    return generate_latest(registry)
+
+
+def _registry() -> CollectorRegistry:
+    if FOLDER not in os.environ:
+        return OUR_OWN
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
+
+
+class _Tables:
+    """What the tables are like, looked at once a minute, by whichever process is asked then."""
+
+    def __init__(self) -> None:
+        self._looking = threading.Lock()
+        self._tried = -math.inf
+
+    def look_if_due(self, registry: CollectorRegistry) -> None:
+        """Look again where that was long ago; ``registry`` knows when another process did.
+
+        A failure is tried again as late as a success, so that a database that is away does not
+        hold up every scrape; the time of the last success is a metric of its own.
+        """
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
+            if time.monotonic() - self._tried >= LOOK_EVERY:
+                self._tried = time.monotonic()
+                self._look(registry)
+        finally:
+            self._looking.release()
+
+    def _look(self, registry: CollectorRegistry) -> None:
+        if time.time() - (registry.get_sample_value(LOOKED_AT) or 0.0) < LOOK_EVERY:
+            return
+        try:
+            tables = look_at_tables()
+        except (ContentionError, SQLAlchemyError) as error:
+            logger.warning("the tables could not be looked at for /metrics: %s", error)
+            return
+        for name, state in tables.items():
+            DUPLICATES.labels(name).set(state.duplicates)
+            GUARDED.labels(name).set(state.guarded)
+        LOOKED.set_to_current_time()
+
+
+_tables = _Tables()
