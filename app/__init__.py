@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask
 
-from app import api, cli, database, observability
+from app import api, cli, database, observability, telemetry
 from app.config import PREFIX, VARIABLES, load_settings
 
 
@@ -20,6 +20,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     given = dict(config or {})
     settings = load_settings({name: given[name] for name in given if is_setting(name)})
     app = Flask(__name__)
+    telemetry.init_app(app, settings)
     observability.init_app(app, settings)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body,

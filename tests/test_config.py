@@ -102,6 +102,8 @@ def test_several_hosts_stay_in_the_query() -> None:
         ("ROLLCALL_SOFT_REFERENCES", "ticket.=employee", "must be like"),
         ("ROLLCALL_SOFT_REFERENCES", "ticket.employee_id=", "must be like"),
         ("ROLLCALL_SOFT_REFERENCES", "a.b=c,", "separated by commas"),
+        ("ROLLCALL_LOG_FORMAT", "xml", "must be one of auto, json, console"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "secret", "must be an address such as http://"),
         ("ROLLCALL_AUTH", "maybe", "must be one of token, off"),
     ],
 )
@@ -158,7 +160,11 @@ def test_the_address_is_made_of_bind_and_port(bind: str, address: str) -> None:
 
 def test_no_password_shows_in_the_settings() -> None:
     """They may be logged."""
-    assert "secret" not in repr(load_settings({"DATABASE_URL": "postgresql://u:secret@h/d"}))
+    for url in ("postgresql://u:secret@h/d", "postgresql://u@h/d?password=secret"):
+        settings = load_settings({"DATABASE_URL": url})
+        assert settings.database_url is not None
+        assert settings.database_url.password == "secret"
+        assert "secret" not in repr(settings)
 
 
 def test_soft_references_are_columns_and_the_tables_they_refer_to() -> None:

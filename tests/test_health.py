@@ -208,8 +208,8 @@ def turning_away(state: bytes) -> Iterator[int]:
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            while head := self.request.recv(8):
-                length, code = struct.unpack("!ii", head)
+            while True:
+                length, code = struct.unpack("!ii", self.request.recv(8))
                 if code == 196608:  # the protocol's version: a start-up packet
                     self.request.recv(length)
                     self.request.sendall(refusal)
