@@ -167,9 +167,26 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def setting(default: Any, read: Callable[[Any], Any], meaning: str, variable: str = "") -> Any:
-    """Declare a setting: its default, its reader, what it means, its variable if not by rule."""
-    return field(default=default, metadata={"read": read, "meaning": meaning, "variable": variable})
+def web_address(value: Any) -> str:
+    """Read the address of a service that speaks HTTP."""
+    if not re.match("https?://[^/]", str(value)):
+        raise ValueError("must be an address such as http://127.0.0.1:4318")
+    return str(value)
+
+
+def setting(
+    default: Any,
+    read: Callable[[Any], Any],
+    meaning: str,
+    variable: str = "",
+    shown: bool = True,
+) -> Any:
+    """Declare a setting: its default, its reader, what it means, its variable if not by rule.
+
+    One that is not ``shown`` is not in the repr: it may hold a secret.
+    """
+    metadata = {"read": read, "meaning": meaning, "variable": variable}
+    return field(default=default, repr=shown, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -195,6 +212,16 @@ class Settings:
         "auto",
         one_of("auto", "json", "console"),
         "lines of the service's log; auto: for people on a terminal, and otherwise JSON",
+    )
+    sentry_dsn: str = setting(
+        "", text, "where errors are reported, as Sentry gives it", "SENTRY_DSN", shown=False
+    )
+    otlp_endpoint: str = setting(
+        "",
+        web_address,
+        "where traces go, by OpenTelemetry's OTLP over HTTP",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        shown=False,
     )
     pool_size: int = setting(5, whole(1, 1000), "connections that each worker keeps")
     max_overflow: int = setting(5, whole(0, 1000), "connections beyond those, when busy")

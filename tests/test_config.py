@@ -116,6 +116,8 @@ def test_several_hosts_stay_in_the_query() -> None:
         ("ROLLCALL_CORS_ORIGINS", "https://*.example", "must be origins such as https://"),
         ("ROLLCALL_CORS_ORIGINS", "*, https://a.example", "or * alone"),
         ("ROLLCALL_CORS_ORIGINS", "https://a.example,", "separated by commas"),
+        ("ROLLCALL_LOG_FORMAT", "xml", "must be one of auto, json, console"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "secret", "must be an address such as http://"),
         ("ROLLCALL_AUTH", "maybe", "must be one of token, off"),
     ],
 )
