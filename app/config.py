@@ -99,9 +99,6 @@ def postgresql_url(value: Any) -> URL:
         url = url.set(password=password).difference_update_query(["password"])  # where it is hidden
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
-    given = url.query.get("password")
-    if isinstance(given, str):  # where it would be shown
-        url = url.set(password=given).difference_update_query(["password"])
     return url.set(drivername="postgresql+psycopg2")
 
 
