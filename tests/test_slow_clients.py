@@ -211,6 +211,7 @@ def test_a_stop_waits_for_what_has_begun(service: Service, opened: ExitStack) ->
     idle = connected(service, opened)
     kept = connected(service, opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert _answer(kept) == 200
+    assert not _refuses(service)
     service.process.send_signal(signal.SIGTERM)
     eventually(lambda: _refuses(service))
     half.sendall(body[8:])
