@@ -17,6 +17,7 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin roll
 COPY --from=build /opt/rollcall /opt/rollcall
 WORKDIR /srv/rollcall
 COPY wsgi.py gunicorn.conf.py ./
+# Tokens are asked for: give the first one as a file and say where, ROLLCALL_ADMIN_TOKEN_FILE.
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM

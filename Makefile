@@ -3,9 +3,12 @@ BIN := .venv/bin
 # Three processes for two cores, since tests also wait, each with a PostgreSQL of its own. A file's
 # tests stay together, in the order of conftest.py; more would disturb the tests of faults under load.
 PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+# Where something looks like a secret and is none: what examples and tests have for a password, and
+# the key of a benchmark that signs nothing.
+NO_SECRETS := ^(password|secret|sec|nothing is signed here)$$
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench check lint clean
+.PHONY: help run test soak bench check lint audit clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | sort
@@ -29,8 +32,12 @@ help: ## Say what can be made.
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,lint]'
 	@touch $@
 
+.venv/audit: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,audit]'
+	@touch $@
+
 run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the database started if need be.
-	@exec $(BIN)/gunicorn wsgi:app
+	@ROLLCALL_AUTH=$${ROLLCALL_AUTH:-off} exec $(BIN)/gunicorn wsgi:app
 
 test: .venv/test ## Run the whole suite against a real PostgreSQL.
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -54,6 +61,12 @@ lint: .venv/check
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+	git ls-files -z ':!*.svg' | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-secrets '$(NO_SECRETS)'
+
+audit: .venv/audit ## Ask whether anything that is installed has a known vulnerability; needs the network.
+	$(BIN)/pip-audit --local --skip-editable
 
 clean: ## Remove the environment and what was built; the embedded database stays.
 	rm -rf .venv *.egg-info build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

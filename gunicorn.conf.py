@@ -5,11 +5,14 @@ import resource
 import signal
 import sys
 
-from app import create_app
+from gunicorn.errors import HaltServer
+
+from app import create_app, token_file
 from app.config import load_settings
-from app.database import bootstrap_database
+from app.database import administering, bootstrap_database
 from app.db import db
 from app.errors import ConfigurationError
+from app.loopback import require_loopback
 from migrations_bootstrap import BootstrapError
 
 try:
@@ -55,11 +58,38 @@ def on_starting(server):
         before=hold_stops_back, after_in_parent=let_stops_in, after_in_child=be_mortal
     )
     try:
+        settings = load_settings()  # once more: --env may have changed the environment
+        require_loopback(settings, server.cfg.address)
+        token = token_file.read_token(settings)
+    except ConfigurationError as error:
+        sys.exit(f"rollcall: {error}")
+    try:
         with create_app().app_context():
             bootstrap_database()
+            keep_admin_token(token)
     except (BootstrapError, ConfigurationError) as error:
         server.log.critical("%s", error)
         sys.exit(1)
+
+
+def keep_admin_token(token):
+    """Have the token that was read from a file, if one was, be good from now on."""
+    if token is not None:
+        with administering() as engine:
+            token_file.keep_token(engine, token)
+            engine.dispose()  # no worker is to have its connection
+
+
+def pre_fork(server, worker):
+    """Let no worker begin where it must not: the sockets may be others than were configured.
+
+    They may come from systemd or from another process, or with a reload.
+    """
+    addresses = [listener.getsockname() for listener in server.LISTENERS]
+    try:
+        require_loopback(load_settings(), addresses)
+    except ConfigurationError as error:
+        raise HaltServer(f"rollcall: {error}", 1) from None
 
 
 def when_ready(server):

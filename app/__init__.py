@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask
 
-from app import api, cli, database, headers, limits
+from app import api, cli, database, headers, limits, security
 from app.config import PREFIX, VARIABLES, load_settings
 
 
@@ -33,8 +33,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.update({name: given[name] for name in given if not is_setting(name)})
     app.extensions["rollcall"] = settings
     database.init_app(app, settings)
-    api.init_app(app)
     headers.init_app(app, settings)  # answers preflights before anybody asks for a token
+    security.init_app(app, settings, preflights=bool(settings.cors_origins))
+    api.init_app(app)
     limits.init_app(app, settings)  # counts by token, so that it comes after whoever reads it
     cli.init_app(app)
     return app

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
 
+from app.creation_token import new_tokens
 from app.natural_key import columns_of, spellings
 
 KEPT_BY_THE_MIXIN = frozenset({"creation_token", "duplicate_of_id"})
@@ -25,19 +24,25 @@ class Call(NamedTuple):
     token: uuid.UUID
 
 
-def read_call(model: type[Any], /, defaults: Mapping[str, Any] | None = None, **key: Any) -> Call:
-    """Return the call that the arguments of get_or_create make; its token is a new one.
+def read_call(
+    model: type[Any],
+    defaults: Mapping[str, Any] | None = None,
+    token: uuid.UUID | None = None,
+    /,
+    **key: Any,
+) -> Call:
+    """Return the call that the arguments of get_or_create make; its token is a new one, or given.
 
     Raises TypeError for a wrong key, an unknown column, or a column default that reads its context.
     """
-    (token,) = _new_tokens(1)
+    token = token or next(new_tokens(1))
     return _read(_rules_of(inspect(model)), token, defaults, **key)
 
 
 def read_calls(model: type[Any], items: Sequence[Mapping[str, Any]]) -> list[Call]:
     """Do for each item, the arguments of a call, what :func:`read_call` does."""
     rules = _rules_of(inspect(model))
-    tokens = _new_tokens(len(items))
+    tokens = new_tokens(len(items))
     return [_read(rules, token, **item) for item, token in zip(items, tokens, strict=True)]
 
 
@@ -55,23 +60,6 @@ def _read(
             given[name] = default.arg(_NoContext()) if default.is_callable else default.arg
     texts = tuple([spellings(key[name]) for name in model.__natural_key__])
     return Call(texts, given, token)
-
-
-def _new_tokens(count: int) -> Iterator[uuid.UUID]:
-    """Yield UUIDs of version 7 (RFC 9562): the time, then 74 random bits.
-
-    Tokens are indexed. Random ones would each touch another page of the index, and write it whole
-    after each checkpoint; those of one time are neighbours.
-    """
-    milliseconds = time.time_ns() // 1_000_000
-    fixed = milliseconds << 80 | 7 << 76 | 2 << 62
-    random = os.urandom(10 * count)
-    for at in range(0, len(random), 10):
-        bits = int.from_bytes(random[at : at + 10], "big")
-        yield uuid.UUID(int=fixed | bits & ~VERSION_AND_VARIANT)
-
-
-VERSION_AND_VARIANT = 0xF << 76 | 3 << 62
 
 
 def with_key(model: type[Any], call: Call, /, **key: Any) -> Call:

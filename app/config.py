@@ -95,6 +95,8 @@ def postgresql_url(value: Any) -> URL:
         raise ValueError(f"must begin with postgresql://, not {url.drivername}://")
     if "@" in (url.host or ""):
         raise ValueError("has an @ in its user or password, which must be written as %40")
+    if isinstance(password := url.query.get("password"), str):
+        url = url.set(password=password).difference_update_query(["password"])  # where it is hidden
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
     return url.set(drivername="postgresql+psycopg2")
@@ -222,8 +224,10 @@ class Settings:
         soft_references,
         "columns that refer to a record without a foreign key, which a merge repoints too",
     )
-    auth: str = setting("token", one_of("token", "off"), "accepted; takes effect later")
-    admin_token_file: str = setting("", text, "accepted; takes effect later")
+    auth: str = setting(
+        "token", one_of("token", "off"), "who may use the service: token or, on loopback only, off"
+    )
+    admin_token_file: str = setting("", text, "a file with an admin token, for containers")
 
     @property
     def bootstrap_url(self) -> URL | None:

@@ -23,7 +23,14 @@ from app.db import db
 from app.errors import ContentionError, DatabaseAway
 from app.models import NATURAL_KEYS, Record
 from app.transactions import RetryPolicy, connect, limits, retry
-from migrations_bootstrap import Bootstrap, BootstrapError, bootstrap, guard_name, is_current
+from migrations_bootstrap import (
+    Bootstrap,
+    BootstrapError,
+    bootstrap,
+    guard_name,
+    is_ahead,
+    is_current,
+)
 from migrations_bootstrap.embedded import EmbeddedServer
 
 logger = logging.getLogger(__name__)
@@ -147,10 +154,18 @@ def readiness() -> dict[str, Any]:
 def _look() -> dict[str, Any]:
     with connect(db.engine) as connection:
         connection.exec_driver_sql(limits(PROBE))
-        if not is_current(connection):
-            return {"status": "unavailable", "database": "up", "schema": "behind"}
+        schema = _standing(connection)
+        if schema == "behind":
+            return {"status": "unavailable", "database": "up", "schema": schema}
         guards = {table: _is_guarded(connection, table) for table in NATURAL_KEYS}
-    return {"status": "ready", "database": "up", "schema": "current", "guards": guards}
+    return {"status": "ready", "database": "up", "schema": schema, "guards": guards}
+
+
+def _standing(connection: Connection) -> str:
+    """Return how the schema is to this version; one that a later version made will do as well."""
+    if is_current(connection):
+        return "current"
+    return "ahead" if is_ahead(connection) else "behind"
 
 
 GUARD_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")

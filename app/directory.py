@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, any_, delete, exists, literal, select
 from sqlalchemy.exc import IntegrityError
@@ -17,20 +18,22 @@ from app import transactions
 from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, read_calls, with_key
 from app.config import request_policy
+from app.creation_token import RequestKey, repeatable_token
 from app.db import db
 from app.errors import (
     DepartmentNotEmpty,
     InvalidInput,
     LostRace,
     NaturalKeyTaken,
+    RecordChanged,
     RecordHasDuplicates,
     RecordInUse,
     RecordIsDuplicate,
     RecordNotFound,
 )
-from app.get_or_create import find_or_create, race_indexes
+from app.get_or_create import find_created, find_or_create, race_indexes
 from app.models import RECORDS, Department, Employee, Record
-from app.natural_key import canonical, normalise, spellings
+from app.natural_key import canonical, columns_of, normalise, spellings
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Result = TypeVar("Result")
@@ -101,41 +104,56 @@ def _filter(model: type[Record], name: str, value: Any) -> ColumnElement[bool]:
     return column == canonical(Employee.__table__.columns[name], literal(value))
 
 
-def create_department(name: str) -> tuple[Row, bool]:
-    """Return the department of this name, by attribute, and whether it was created just now."""
-    return find_or_create(Department, name=name)
+def create_department(name: str, request: RequestKey | None = None) -> tuple[Row, bool]:
+    """Return the department of this name, by attribute, and whether the request created it.
+
+    A ``request`` with a key of its own may have been sent before; then it returns what it did.
+    Raises TokenReused where its key has created a department of another name.
+    """
+    return find_or_create(Department, None, _token(Department, request, name=name), name=name)
 
 
 def create_employee(
     name: str,
     department_id: int | None = None,
     department: str | None = None,
+    request: RequestKey | None = None,
     **details: Any,
 ) -> tuple[Row, bool]:
-    """Return the employee of this name and department, and whether they were created just now.
+    """Return the employee of this name and department, and whether the request created them.
 
     The employee's values come by attribute. The department is given by its id, or by its name,
-    which is got or created last of all. Raises InvalidInput for an id that nothing has.
+    which is got or created last of all: a request that was sent before looks for its employee
+    first, so that it brings no renamed department back. Raises InvalidInput for an id that nothing
+    has, and TokenReused.
     """
+    place = {"department_id": department_id} if department is None else {"department": department}
+    token = _token(Employee, request, name=name, **place)
+    if token is not None and (created := find_created(Employee, token)) is not None:
+        return created, True
     if (manager_id := details.get("manager_id")) is not None:
         _require(Employee, manager_id, UNKNOWN_MANAGER)
     if department is None:
-        return _create_employee(name, department_id, details)
+        return _create_employee(name, department_id, details, token)
 
     def attempt(number: int) -> tuple[Row, bool]:
         try:
-            return _create_employee(name, create_department(department)[0]["id"], details)
+            return _create_employee(name, create_department(department)[0]["id"], details, token)
         except InvalidInput as error:
             raise LostRace from error  # the department was deleted meanwhile
 
     return transactions.retry(attempt, request_policy())
 
 
+def _token(model: type[Record], request: RequestKey | None, **sent: Any) -> UUID | None:
+    return None if request is None else repeatable_token(request, model.__tablename__, sent)
+
+
 def _create_employee(
-    name: str, department_id: int | None, details: Mapping[str, Any]
+    name: str, department_id: int | None, details: Mapping[str, Any], token: UUID | None
 ) -> tuple[Row, bool]:
     try:
-        return find_or_create(Employee, details, name=name, department_id=department_id)
+        return find_or_create(Employee, details, token, name=name, department_id=department_id)
     except IntegrityError as error:
         if transactions.sqlstate(error) == FOREIGN_KEY_VIOLATION:
             _require(Department, department_id, UNKNOWN_DEPARTMENT)
@@ -215,11 +233,22 @@ def _known(session: Session, model: type[Record], ids: Collection[int]) -> set[i
     return set(session.scalars(select(model.id).where(model.id == any_(wanted))))
 
 
-def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRecord:
-    """Change a record's columns and return it.
+def anything(record: Record) -> bool:
+    """Expect nothing of a record."""
+    return True
 
-    Raises RecordNotFound, RecordIsDuplicate, NaturalKeyTaken, RecordHasDuplicates where the key
-    would change under the record's duplicates, and InvalidInput for an id that nothing has.
+
+def update(
+    model: type[AnyRecord],
+    id: int,
+    changes: Mapping[str, Any],
+    expected: Callable[[AnyRecord], bool] = anything,
+) -> AnyRecord:
+    """Change a record's columns and return it, if it is as ``expected``.
+
+    It is asked in the transaction that makes the change, of the row as it is there. Raises
+    RecordNotFound, RecordIsDuplicate, RecordChanged, NaturalKeyTaken, RecordHasDuplicates where
+    the key would change under the record's duplicates, and InvalidInput for an id that nothing has.
     """
 
     def work(session: Session, unanswered: AnyRecord | None) -> AnyRecord:
@@ -227,6 +256,9 @@ def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRe
         if record is None and unanswered is not None:
             return unanswered  # changed by us, then deleted by somebody else
         record = _require_canonical(model, id, record)
+        if unanswered is not None and _values(record) == _values(unanswered):
+            return record  # changed by us, only that the reply to COMMIT was lost
+        _require_expected(record, expected)
         values = _resolved(session, id, changes)
         _require_free_key(session, record, values)
         for name, value in values.items():
@@ -236,11 +268,17 @@ def update(model: type[AnyRecord], id: int, changes: Mapping[str, Any]) -> AnyRe
     return _run(work, AFTER_LISTS)
 
 
-def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
-    """Delete a record; a department with employees only if ``cascade``, and then with them.
+def delete_record(
+    model: type[AnyRecord],
+    id: int,
+    cascade: bool = False,
+    expected: Callable[[AnyRecord], bool] = anything,
+) -> None:
+    """Delete a record, if it is as ``expected``; a department with employees only if ``cascade``.
 
-    Raises RecordNotFound, RecordIsDuplicate, RecordHasDuplicates, DepartmentNotEmpty, and
-    RecordInUse where other rows, perhaps of other tables, still refer to the record.
+    Its employees then go with it. Raises RecordNotFound, RecordIsDuplicate, RecordChanged,
+    RecordHasDuplicates, DepartmentNotEmpty, and RecordInUse where other rows, perhaps of other
+    tables, still refer to the record.
     """
 
     def work(session: Session, unanswered: int | None) -> int:
@@ -248,6 +286,7 @@ def delete_record(model: type[Record], id: int, cascade: bool = False) -> None:
         if record is None and unanswered is not None:
             return unanswered  # deleted by us, only that the reply to COMMIT was lost
         record = _require_canonical(model, id, record)
+        _require_expected(record, expected)
         _require_no_duplicates(session, record)
         if isinstance(record, Department):
             _empty(session, record, cascade)
@@ -276,6 +315,15 @@ def _require_canonical(model: type[Record], id: int, record: AnyRecord | None) -
     if record.duplicate_of_id is not None:
         raise RecordIsDuplicate(model.__name__, id, record.duplicate_of_id)
     return record
+
+
+def _require_expected(record: AnyRecord, expected: Callable[[AnyRecord], bool]) -> None:
+    if not expected(record):
+        raise RecordChanged(type(record).__name__, record.id)
+
+
+def _values(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in columns_of(type(record))}
 
 
 def _require_no_duplicates(session: Session, record: Record) -> None:

@@ -39,6 +39,10 @@ class NotStored(RollcallError):
     """The database took a row without an error, and did not store it: a trigger's doing."""
 
 
+class TokenReused(RollcallError):
+    """A request has the token of another one, which created a row of another natural key."""
+
+
 class DatabaseAway(RollcallError):
     """The server cannot be reached, or takes no connections just now."""
 
@@ -53,6 +57,42 @@ class InvalidInput(RollcallError):
     def __init__(self, errors: Mapping[str, Sequence[str]]) -> None:
         super().__init__(f"invalid: {', '.join(errors)}")
         self.errors = errors
+
+
+class NotAuthenticated(RollcallError):
+    """A request has no token that is valid; ``presented`` tells whether it has one at all."""
+
+    def __init__(self, presented: bool) -> None:
+        super().__init__("the token is not valid" if presented else "there is no token")
+        self.presented = presented
+
+
+class ScopeMissing(RollcallError):
+    """A request's token is not good for what is asked; ``scope`` is what would be."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"the scope {scope} is missing")
+        self.scope = scope
+
+
+class UnusableName(RollcallError):
+    """Something cannot be called so; ``str(error)`` says why."""
+
+
+class TokenNameTaken(RollcallError):
+    """There is a token of this name, perhaps one that has expired."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a token named {name}: revoke it first, or take another name")
+        self.name = name
+
+
+class UnknownToken(RollcallError):
+    """There is no token of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no token named {name}")
+        self.name = name
 
 
 class UnusableFile(RollcallError):
@@ -134,6 +174,10 @@ class RecordError(RollcallError):
 
 class RecordNotFound(RecordError):
     """No row has this id."""
+
+
+class RecordChanged(RecordError):
+    """The row is not, or no longer, as the caller takes it to be; nothing was changed."""
 
 
 class NaturalKeyTaken(RecordError):

@@ -5,7 +5,7 @@ PostgreSQL refuses one of two transactions that both found nothing and inserted 
 the retry then finds the row of the other. No unique constraint is needed; where there is one (the
 guard) it is a second, independent defence.
 
-Take this module and what it imports into a project of your own: seven files that import SQLAlchemy
+Take this module and what it imports into a project of your own: eight files that import SQLAlchemy
 and nothing else of Rollcall. ``docs/adopting.md`` shows how.
 """
 
@@ -38,9 +38,9 @@ from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, read_calls, require_natural_key
-from app.errors import NotStored
+from app.errors import NotStored, TokenReused
 from app.natural_key import canonical, columns_of, equals, spellings
-from app.statement import plan_for, shape_of, values_of
+from app.statement import Plan, plan_for, plan_for_token, shape_of, tokens_of, values_of
 from app.transactions import RetryPolicy, StatementText, execute, look_again, run
 
 Model = TypeVar("Model", bound="GetOrCreateMixin")
@@ -153,30 +153,64 @@ class GetOrCreateMixin:
 
 
 def find_or_create(
-    model: type[GetOrCreateMixin], /, defaults: Mapping[str, Any] | None = None, **key: Any
+    model: type[GetOrCreateMixin],
+    defaults: Mapping[str, Any] | None = None,
+    token: uuid.UUID | None = None,
+    /,
+    **key: Any,
 ) -> tuple[Row, bool]:
     """Do what :meth:`GetOrCreateMixin.get_or_create` does, and return the row's values.
 
     For those who only show the row: they need no instance, and no session for it to live in.
+
+    ``token`` is that of a request which may have been sent before. The row that it created then is
+    returned as created, whatever has become of its key. Raises TokenReused as well.
     """
-    call = read_call(model, defaults, **key)
+    call = read_call(model, defaults, token, **key)
     engine: Engine = _ask(model.__binding__.engine)
-    plan = plan_for(shape_of(model, call, by_token=False), engine.dialect)
+    plan = plan_for(shape_of(model, call, token is not None), engine.dialect)
 
     def statement(attempt: int) -> tuple[StatementText, Mapping[str, Any]]:
         if attempt == 1:
-            return plan.text, plan.parameters(values_of(call))
+            return plan.text, plan.parameters(values_of(call, token is not None))
         # An attempt whose reply was lost may have created the row, and somebody may have renamed
         # it since: look for our token as well.
         again = plan_for(shape_of(model, call, by_token=True), engine.dialect)
-        return again.text, again.parameters(values_of(call))
+        return again.text, again.parameters(values_of(call, by_token=True))
 
-    indexes = race_indexes(inspect(model).local_table.name)
-    rows = look_again(lambda: execute(engine, statement, _ask(model.__binding__.policy), indexes))
-    if not rows:
+    found = look_again(lambda: _execute(model, engine, statement, plan))
+    if found is None:
         raise NotStored
-    row = plan.read(rows[0])
-    return row, row["creation_token"] == call.token
+    return found
+
+
+def find_created(model: type[GetOrCreateMixin], token: uuid.UUID) -> Row | None:
+    """Return the values of the row that a request of this token created; None: it did not yet.
+
+    A row that has become a duplicate leads to its canonical row. Raises TokenReused.
+    """
+    engine: Engine = _ask(model.__binding__.engine)
+    plan = plan_for_token(inspect(model), engine.dialect)
+    values = plan.parameters(tokens_of(token))
+    found = _execute(model, engine, lambda attempt: (plan.text, values), plan)
+    return None if found is None else found[0]
+
+
+def _execute(
+    model: type[GetOrCreateMixin],
+    engine: Engine,
+    statement: Callable[[int], tuple[StatementText, Mapping[str, Any]]],
+    plan: Plan,
+) -> tuple[Row, bool] | None:
+    """Return the row that a statement gives, if any, and whether the call's token created it."""
+    indexes = race_indexes(inspect(model).local_table.name)
+    rows = execute(engine, statement, _ask(model.__binding__.policy), indexes)
+    if not rows:
+        return None
+    (ours, *values) = rows[0]
+    if ours is False:
+        raise TokenReused
+    return plan.read(values), bool(ours)
 
 
 def _literal(column: Column[Any], value: Any) -> ColumnElement[Any]:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
     CTE,
+    Boolean,
     Column,
     ColumnElement,
     CompoundSelect,
@@ -21,21 +23,22 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    and_,
     bindparam,
+    cast,
     exists,
     func,
     insert,
     literal_column,
     null,
-    or_,
     select,
     true,
     union_all,
 )
+from sqlalchemy.orm import Mapper
 from sqlalchemy.types import TypeEngine
 
 from app.call import Call
+from app.creation_token import span
 from app.natural_key import canonical, columns_of, equals
 from app.transactions import StatementText, after_lists
 
@@ -66,7 +69,7 @@ def _convert(values: dict[str, Any], by: Mapping[str, Callable[[Any], Any]]) -> 
 
 
 def _compile(
-    statement: CompoundSelect[Any],
+    statement: CompoundSelect[Any] | Select[Any],
     types: Mapping[str, TypeEngine[Any]],
     returned: Mapping[str, Column[Any]],
     dialect: Dialect,
@@ -110,7 +113,17 @@ def given_parameter(number: int) -> str:
     return f"given_{number}"
 
 
-def _parameters(model: type[Any], spellings: Sequence[int], given: Sequence[str]) -> dict[str, str]:
+# One token, or the lowest and the highest of those that stand for the same request.
+TOKEN = ("token",)
+TOKENS = ("token", "token_lowest", "token_highest")
+
+
+def _parameters(
+    model: type[Any],
+    spellings: Sequence[int],
+    given: Sequence[str],
+    tokens: Sequence[str] = TOKEN,
+) -> dict[str, str]:
     """Return the attribute that each parameter of a statement is a value of."""
     names = {
         key_parameter(part, number): attribute
@@ -120,7 +133,7 @@ def _parameters(model: type[Any], spellings: Sequence[int], given: Sequence[str]
         for number in range(count)
     }
     names |= {given_parameter(number): attribute for number, attribute in enumerate(given)}
-    return names | {"token": "creation_token"}
+    return names | dict.fromkeys(tokens, "creation_token")
 
 
 Operands = Mapping[str, list[ColumnElement[Any]]]
@@ -144,59 +157,125 @@ class Shape(NamedTuple):
     given: tuple[str, ...]  # the further columns that have a value
     by_token: bool
 
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The attribute that each parameter of the statement is a value of."""
+        tokens = TOKENS if self.by_token else TOKEN
+        return _parameters(self.model, self.spellings, self.given, tokens)
+
 
 def shape_of(model: type[Any], call: Call, by_token: bool) -> Shape:
     """Return the shape of a call."""
     return Shape(model, tuple(map(len, call.key)), tuple(call.given), by_token)
 
 
-def values_of(call: Call) -> dict[str, Any]:
+def values_of(call: Call, by_token: bool = False) -> dict[str, Any]:
     """Return the values of a call by parameter."""
-    values: dict[str, Any] = {"token": call.token}
+    values: dict[str, Any] = tokens_of(call.token) if by_token else {"token": call.token}
     for part, texts in enumerate(call.key):
         values |= {key_parameter(part, number): text for number, text in enumerate(texts)}
     given = enumerate(call.given.values())
     return values | {given_parameter(number): value for number, value in given}
 
 
+def tokens_of(token: UUID) -> dict[str, Any]:
+    """Return the values of the parameters of a look-up by token."""
+    return dict(zip(TOKENS, (token, *span(token)), strict=True))
+
+
 @lru_cache(maxsize=1024)
 def plan_for(shape: Shape, dialect: Dialect) -> Plan:
     """Compile the statement of a shape, once."""
     columns = columns_of(shape.model)
-    parameters = _parameters(shape.model, shape.spellings, shape.given)
-    types = {parameter: columns[of].type for parameter, of in parameters.items()}
+    types = {parameter: columns[of].type for parameter, of in shape.parameters.items()}
     return _compile(build(shape), types, columns, dialect)
+
+
+@lru_cache(maxsize=256)
+def plan_for_token(mapper: Mapper[Any], dialect: Dialect) -> Plan:
+    """Compile the look-up by token alone, once; it is as in :func:`build`."""
+    columns = columns_of(mapper.class_)
+    types = dict.fromkeys(TOKENS, columns["creation_token"].type)
+    tokens = [bindparam(name, type_=kind) for name, kind in types.items()]
+    return _compile(_rows_by_token(mapper.class_, tokens), types, columns, dialect)
 
 
 def build(shape: Shape) -> CompoundSelect[Any]:
     """Build the statement: the canonical row of the key, or else the row that it inserts.
+
+    Before the row come true, if it was created with the call's token; false, if with another token
+    of the same request; and NULL, if it was found by its key.
 
     ``matching`` is materialised so that the planner looks in the index of the key. It would not
     if it believed that walking the primary key in order finds a match sooner, and at SERIALIZABLE
     a walk locks every page that it reads.
     """
     columns = columns_of(shape.model)
-    parameters = _parameters(shape.model, shape.spellings, shape.given)
     values = {
         name: canonical(columns[of], bindparam(name, type_=columns[of].type))
-        for name, of in parameters.items()
+        for name, of in shape.parameters.items()
     }
-    operands = _operands(shape.model, parameters, values)
-    (token,) = operands["creation_token"]
-    wanted = and_(*_has_key(shape.model, operands, shape.spellings))
+    operands = _operands(shape.model, shape.parameters, values)
+    rows = _canonical_rows(shape.model).where(*_has_key(shape.model, operands, shape.spellings))
+    selects = [rows]
     if shape.by_token:
-        wanted = or_(wanted, columns["creation_token"] == token)
-    rows = _canonical_rows(shape.model).where(wanted)
-    matching = rows.cte("_matching").prefix_with("MATERIALIZED")
-    found = _oldest(matching, shape.model, token if shape.by_token else None).cte("_found")
+        selects.append(_rows_by_token(shape.model, operands["creation_token"]))
+    matching = _matching(selects)
+    found = _first(matching, shape.model).cte("_found")
     stored = _stored(shape.model, operands)
     created = _insert(shape.model, stored, select(*stored.values()).where(~exists(select(found))))
-    return union_all(select(*found.columns), select(*created.columns))
+    return union_all(select(*found.columns), select(true(), *created.columns))
 
 
 def _canonical_rows(model: type[Any]) -> Select[Any]:
     columns = columns_of(model)
-    return select(*columns.values()).where(columns["duplicate_of_id"].is_(None))
+    found_by_key = cast(null(), Boolean).label("_ours")
+    return select(found_by_key, *columns.values()).where(columns["duplicate_of_id"].is_(None))
+
+
+def _rows_by_token(
+    model: type[Any], tokens: Sequence[ColumnElement[Any]], given_by: FromClause | None = None
+) -> Select[Any]:
+    """Return the row that was created with a token, or the one that is kept in its place.
+
+    ``tokens`` are the token, and the lowest and highest of those that stand for the same request,
+    unless it is the only one; ``given_by`` is what they are columns of, if they are. The planner
+    cannot know how few rows are in between. Order and limit tell it that the first entry of the
+    index is enough, and the kept row cheap to find, so that it need not plan each call anew.
+    """
+    columns = columns_of(model)
+    table = columns["creation_token"].table
+    (primary_key,) = table.primary_key
+    token, *ends = tokens
+    stored = columns["creation_token"]
+    ours = stored == token
+    wanted = stored.between(ends[0], ends[1]) if ends else ours
+    bearer = (
+        select(
+            ours.label("_ours"),
+            func.coalesce(columns["duplicate_of_id"], primary_key).label("_kept"),
+        )
+        .where(wanted)
+        .order_by(stored)
+        .limit(literal_column("1"))
+        .correlate(given_by)
+        .lateral("_bearer")
+    )
+    return select(bearer.columns._ours, *columns.values()).select_from(
+        bearer.join(table, primary_key == bearer.columns._kept)
+    )
+
+
+def _matching(selects: Sequence[Select[Any]], nesting: bool = False) -> CTE:
+    rows = union_all(*selects) if len(selects) > 1 else selects[0]
+    return rows.cte("_matching", nesting=nesting).prefix_with("MATERIALIZED")
+
+
+def _first(matching: CTE, model: type[Any]) -> Select[Any]:
+    """Return the oldest of the matching rows; one that was found by its token goes before all."""
+    (primary_key,) = columns_of(model)["creation_token"].table.primary_key
+    order = matching.columns._ours.desc().nulls_last(), matching.columns[primary_key.key]
+    return select(*matching.columns).order_by(*order).limit(literal_column("1"))
 
 
 def _has_key(
@@ -204,15 +283,6 @@ def _has_key(
 ) -> list[ColumnElement[bool]]:
     parts = zip(model.__natural_key__, spellings, strict=True)
     return [equals(columns_of(model)[name], operands[name][:count]) for name, count in parts]
-
-
-def _oldest(matching: CTE, model: type[Any], token: ColumnElement[Any] | None) -> Select[Any]:
-    """Return the first of the matching rows; one that bears the token goes before all."""
-    (primary_key,) = columns_of(model)["creation_token"].table.primary_key
-    order: list[ColumnElement[Any]] = [matching.columns[primary_key.key]]
-    if token is not None:
-        order.insert(0, matching.columns["creation_token"].is_distinct_from(token))
-    return select(*matching.columns).order_by(*order).limit(literal_column("1"))
 
 
 def _stored(model: type[Any], operands: Operands) -> dict[str, ColumnElement[Any]]:
@@ -305,8 +375,8 @@ def build_many(shape: ManyShape) -> CompoundSelect[Any]:
 
 def _returned(shape: ManyShape, rows: FromClause) -> list[ColumnElement[Any]]:
     """Return the attributes that are asked for, of rows that have them all."""
-    columns = dict(zip(columns_of(shape.model), rows.columns, strict=True))
-    return [columns[name] for name in shape.returned]
+    names = {name: column.key for name, column in columns_of(shape.model).items()}
+    return [rows.columns[names[name]] for name in shape.returned]
 
 
 def _items(shape: ManyShape) -> CTE:
@@ -331,13 +401,13 @@ def _row_of(shape: ManyShape, item: CTE, operands: Operands) -> Select[Any]:
     A select for each pattern of NULLs, of which an item's values let only one run. It is
     materialised for the same reason as in :func:`build`.
     """
-    (token,) = operands["creation_token"]
     rows = _canonical_rows(shape.model).correlate(item)
     selects = [rows.where(*_has_pattern(shape, operands, pattern)) for pattern in shape.patterns]
     if shape.by_token:
-        selects.append(rows.where(columns_of(shape.model)["creation_token"] == token))
-    matching = union_all(*selects).cte("_matching", nesting=True).prefix_with("MATERIALIZED")
-    return _oldest(matching, shape.model, token if shape.by_token else None)
+        selects.append(
+            _rows_by_token(shape.model, operands["creation_token"], item).correlate(item)
+        )
+    return _first(_matching(selects, nesting=True), shape.model)
 
 
 def _has_pattern(

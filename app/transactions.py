@@ -270,6 +270,8 @@ def _leaving_read_only_servers(
 INVALID_STATEMENT_NAME = "26000"
 DUPLICATE_PREPARED_STATEMENT = "42P05"
 FEATURE_NOT_SUPPORTED = "0A000"  # of a prepared statement: a column has another type by now
+NOT_PREPARED_SO = (INVALID_STATEMENT_NAME, DUPLICATE_PREPARED_STATEMENT, FEATURE_NOT_SUPPORTED)
+Prepared = dict[str, bool]  # by name: whether a connection has it, and it can be executed
 MOST_PREPARED = 50  # on a connection; each takes the server some 50 kB
 
 
@@ -285,26 +287,49 @@ def _send(
     has done nothing, and the statement is sent in full.
     """
     driver: Any = connection.dbapi_connection
-    prepared: dict[str, bool] = connection.info.setdefault("rollcall_prepared", {})
-    usable = prepared.get(text.name)
-    if usable:
-        sql = text.execute
-    elif usable is None and len(prepared) < MOST_PREPARED:
-        prepared[text.name] = True
-        sql = text.prepare_and_execute
-    else:
-        return _rows(driver, beginning + text.sql, parameters)
+    prepared: Prepared = connection.info.setdefault("rollcall_prepared", {})
+    sql = _sql_to_send(prepared, text)
     try:
         return _rows(driver, beginning + sql, parameters)
     except Exception as error:
         state = getattr(error, "pgcode", None)
+        if sql == text.sql or state not in NOT_PREPARED_SO:
+            raise
         if state == INVALID_STATEMENT_NAME:
             del prepared[text.name]
         elif state == FEATURE_NOT_SUPPORTED:
             prepared[text.name] = False
-        elif state != DUPLICATE_PREPARED_STATEMENT:
-            raise
     return _rows(driver, beginning + text.sql, parameters)
+
+
+def _sql_to_send(prepared: Prepared, text: StatementText) -> str:
+    usable = prepared.get(text.name)
+    if usable is None and len(prepared) < MOST_PREPARED:
+        prepared[text.name] = True
+        return text.prepare_and_execute
+    return text.execute if usable else text.sql
+
+
+def execute_prepared(connection: Connection, sql: str, parameters: Mapping[str, Any]) -> Any:
+    """Run a statement within a transaction, prepared once a connection, and return its result.
+
+    Where the server has it under another name or none, as behind a pooler, the transaction has
+    failed: raises LostRace, and it is sent in full when the transaction is run again.
+    """
+    prepared: Prepared = connection.info.setdefault("rollcall_prepared", {})
+    text = _statement_text(sql, tuple(parameters))
+    try:
+        return connection.exec_driver_sql(_sql_to_send(prepared, text), dict(parameters))
+    except DBAPIError as error:
+        if sqlstate(error) not in NOT_PREPARED_SO or not prepared.get(text.name):
+            raise
+        prepared[text.name] = False
+        raise LostRace from error
+
+
+@lru_cache(maxsize=256)
+def _statement_text(sql: str, parameters: tuple[str, ...]) -> StatementText:
+    return StatementText(sql, parameters)
 
 
 def _rows(driver: Any, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -54,7 +54,12 @@ class Service:
 def serving(peer: Peer, url: str | None, database: str | None, log: Path) -> Iterator[Service]:
     """Serve a peer on a database; when this gives the service, it answers as it should."""
     port = free_port()
-    environment = {"PORT": str(port), "BIND": "127.0.0.1", "WEB_CONCURRENCY": str(PROCESSES)}
+    environment = {
+        "PORT": str(port),
+        "BIND": "127.0.0.1",
+        "WEB_CONCURRENCY": str(PROCESSES),
+        "ROLLCALL_AUTH": "off",
+    }
     command = list(peer.command)
     if Path(command[0]).name == "uvicorn":  # reads no such variable
         command.append(f"--port={port}")

@@ -31,7 +31,7 @@ from migrations_bootstrap.indexes import (
     token_name,
 )
 from migrations_bootstrap.lock import bootstrap_lock
-from migrations_bootstrap.schema import Upgrade, head, is_current, run_revisions, upgrade
+from migrations_bootstrap.schema import Upgrade, head, is_ahead, is_current, run_revisions, upgrade
 
 __all__ = [
     "AccessRefused",
@@ -53,6 +53,7 @@ __all__ = [
     "ensure_database",
     "guard_name",
     "head",
+    "is_ahead",
     "is_current",
     "lookup_name",
     "normalised",

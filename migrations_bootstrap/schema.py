@@ -89,6 +89,16 @@ def is_current(bind: Connection | str | URL) -> bool:
         return revision(connection) == head()
 
 
+def is_ahead(connection: Connection) -> bool:
+    """Tell whether a later version of Rollcall has brought the schema up to date.
+
+    This version can still serve: revisions only add, and the suite takes a database through all of
+    them under the first one's statements.
+    """
+    found = revision(connection)
+    return found is not None and not _knows(found)
+
+
 @functools.cache
 def head() -> str:
     """Return the newest revision that this version of Rollcall knows."""
@@ -98,6 +108,10 @@ def head() -> str:
 @functools.cache
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
+
+
+def _knows(found: str) -> bool:
+    return found in {script.revision for script in _scripts().walk_revisions()}
 
 
 def _config() -> Config:
@@ -118,7 +132,7 @@ def _base_metadata() -> sa.MetaData:
 def _check(connection: Connection, before: str | None, *, adopt: bool) -> tuple[str, ...]:
     """Return the tables to be adopted, or raise why the revisions must not run."""
     if before is not None:
-        if before not in {script.revision for script in _scripts().walk_revisions()}:
+        if not _knows(before):
             raise BootstrapError(
                 f"the database is at revision {before}, which this version of Rollcall"
                 " does not know: install the one that made it"

@@ -155,7 +155,9 @@ def unguard(url: str) -> None:
 def empty(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("TRUNCATE employee, department RESTART IDENTITY CASCADE")
+        connection.exec_driver_sql(
+            "TRUNCATE employee, department, rollcall_token RESTART IDENTITY CASCADE"
+        )
     engine.dispose()
 
 
@@ -258,9 +260,8 @@ def make_app() -> Iterator[Callable[..., Flask]]:
     made = []
 
     def make(url: str, **config: object) -> Flask:
-        app = create_app(
-            {"DATABASE_URL": url, "TESTING": True, "PROPAGATE_EXCEPTIONS": False, **config}
-        )
+        usual = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False}
+        app = create_app({"DATABASE_URL": url, **usual, **config})
         made.append(app)
         return app
 

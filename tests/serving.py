@@ -124,6 +124,7 @@ def serving(
                 "BIND": "127.0.0.1",
                 "PORT": str(port),
                 "PYTHONFAULTHANDLER": "1",
+                "ROLLCALL_AUTH": "off",
                 **environment,
             },
             stdout=output,

@@ -188,7 +188,11 @@ def test_the_address_is_made_of_bind_and_port(bind: str, address: str) -> None:
 
 def test_no_password_shows_in_the_settings() -> None:
     """They may be logged."""
-    assert "secret" not in repr(load_settings({"DATABASE_URL": "postgresql://u:secret@h/d"}))
+    for url in ("postgresql://u:secret@h/d", "postgresql:///d?user=u&password=secret"):
+        settings = load_settings({"DATABASE_URL": url})
+        assert "secret" not in repr(settings)
+        assert settings.database_url is not None
+        assert settings.database_url.password == "secret"
 
 
 def test_soft_references_are_columns_and_the_tables_they_refer_to() -> None:

@@ -510,10 +510,9 @@ def test_swagger_says_what_the_calls_take_and_give(client: FlaskClient) -> None:
         status: re.findall(r"#/definitions/(\w+)", json.dumps(answer))
         for status, answer in made["responses"].items()
     }
-    assert models == {
-        "200": ["Merge"],
-        **{status: ["Problem"] for status in ("400", "404", "409", "413", "415", "422", "503")},
-    }
+    refusals = ("400", "401", "403", "404", "409", "413", "415", "422", "503")
+    assert models == {"200": ["Merge"], **{status: ["Problem"] for status in refusals}}
     (body,) = [one for one in made["parameters"] if one.get("in") == "body"]
     assert body["required"] is False
-    assert set(paths["/merges/{id}/undo"]["post"]["responses"]) == {"200", "404", "409", "503"}
+    undo = paths["/merges/{id}/undo"]["post"]
+    assert set(undo["responses"]) == {"200", "401", "403", "404", "409", "503"}

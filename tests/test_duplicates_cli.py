@@ -18,6 +18,7 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 from sqlalchemy import Engine, create_engine
 
+from app.cli.long_work import interruptible
 from migrations_bootstrap import upgrade
 from tests.conftest import waits
 from tests.legacy import LegacyRows
@@ -306,6 +307,19 @@ def test_ctrl_c_ends_it_while_the_server_works(legacy_database: Made) -> None:
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "Stopped.\n")
     assert stdout.startswith("department: ")
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_what_ctrl_c_does_is_put_back_and_left_alone_where_it_is_ignored(handler: Any) -> None:
+    """As it is in a shell's background job, which the terminal's Ctrl-C is not for."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with interruptible(lambda: None):
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert ignored == (handler is signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_database_has_the_word_when_it_ends_the_report(legacy_database: Made) -> None:

@@ -197,4 +197,4 @@ def test_the_tables_of_another_application_are_read(own: Engine) -> None:
     tag, legacy = tables.of(Tag), tables.of(Legacy)
     assert (tag.key, tag.texts) == (("scope_name", "label"), {"scope_name"})
     assert (legacy.table, legacy.id, legacy.id_type) == ('"old"."legacy"', "legacy_key", "uuid")
-    assert legacy.ids("some") == "CAST(%(some)s AS uuid[])"
+    assert legacy.ids("some") == "CAST(CAST(%(some)s AS text[]) AS uuid[])"

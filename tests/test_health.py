@@ -11,8 +11,10 @@ import psutil
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from app.db import db
+from migrations_bootstrap import head
 from migrations_bootstrap.embedded import EmbeddedServer, EmbeddedServerError
 from tests.conftest import unguard
 from tests.races import eventually, terminate_backends
@@ -63,6 +65,20 @@ def test_a_schema_that_is_behind_is_not_ready(
     """503."""
     answer = make_app(fresh_database).test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()["schema"]) == (503, "behind")
+
+
+def test_a_schema_that_a_later_version_made_will_do(client: FlaskClient) -> None:
+    """Otherwise an upgrade would take every older worker out of service at once."""
+    with client.application.app_context(), db.engine.begin() as connection:
+        connection.execute(text("UPDATE rollcall_version SET version_num = 'later'"))
+    try:
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.get_json()["schema"]) == (200, "ahead")
+    finally:
+        with client.application.app_context(), db.engine.begin() as connection:
+            connection.execute(
+                text("UPDATE rollcall_version SET version_num = :head"), {"head": head()}
+            )
 
 
 def test_a_database_that_is_away_is_not_ready(make_app: Callable[..., Flask]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+
+from app.db import db
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -52,13 +55,33 @@ def test_every_make_target_exists(line: str) -> None:
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
 
+def test_every_flask_line_runs(
+    legacy_url: str,
+    make_app: Callable[..., Flask],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the order of the README; there are duplicates to merge, and no homonyms among them."""
+    monkeypatch.chdir(tmp_path)
+    Path("people.csv").write_text("name,department\nAda Lovelace,Research\n", "utf-8")
+    app = make_app(legacy_url)
+    with app.app_context(), db.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE employee SET title = NULL")
+    runner = app.test_cli_runner()
+    lines = [line for line in SHELL if line.startswith(".venv/bin/flask ")]
+    assert len(lines) > 9
+    for line in lines:
+        outcome = runner.invoke(args=shlex.split(line)[1:])
+        assert outcome.exit_code == 0, f"{line}: {outcome.output}"
+
+
 def test_every_flask_command_exists(app: Flask) -> None:
     """In the README and in the docs; and every command of ours is in the README."""
     texts = [README, *(path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md"))]
     named = {name for text in texts for name in re.findall(r"`?flask ([a-z]+(?:-[a-z]+)*)`?", text)}
     ours = set(app.cli.list_commands(None)) - {"routes", "run", "shell"}  # type: ignore[arg-type]
     assert ours <= named
-    assert {"duplicates", "employees", "init-db"} == ours
+    assert {"duplicates", "employees", "init-db", "tokens"} == ours
 
 
 def test_every_shell_line_is_checked() -> None:

@@ -25,10 +25,12 @@ from app.transactions import (
     backoff,
     connect,
     execute,
+    execute_prepared,
     is_away,
     is_retryable,
     retry,
     run,
+    sqlstate,
 )
 from migrations_bootstrap.connection import addresses, first_answer
 from tests.proxy import lossy_proxy
@@ -430,6 +432,40 @@ def test_only_so_many_statements_are_prepared(
     for value in (1, 2, 3, 3):
         assert send(engine, f"SELECT {value}") == [(value,)]
     assert prepared(engine) == 2
+
+
+def increment(session: Session, unanswered: None) -> int:
+    sql = "UPDATE counter SET value = value + %(by)s WHERE id = 1 RETURNING value"
+    return int(execute_prepared(session.connection(), sql, {"by": 1}).scalar_one())
+
+
+def forget(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DEALLOCATE ALL")
+
+
+def retype(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE counter ALTER value TYPE bigint")
+
+
+@pytest.mark.parametrize("lose", [forget, retype])
+def test_a_transaction_is_run_again_without_what_was_prepared(
+    engine: Engine, lose: Callable[[Engine], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind a pooler another server process answers, which knows nothing of it; once is enough."""
+    assert run(engine, increment, POLICY) == 1
+    assert prepared(engine) == 1
+    lose(engine)
+    assert [run(engine, increment, POLICY) for _ in range(3)] == [2, 3, 4]
+    assert len(caplog.records) == 1
+
+
+def test_an_error_of_a_prepared_statement_is_passed_on(engine: Engine) -> None:
+    """It is the statement's, sent in full or not."""
+    with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
+        execute_prepared(connection, "SELECT 1 / %(by)s", {"by": 0})
+    assert sqlstate(caught.value) == "22012"
 
 
 def test_an_interrupted_statement_leaves_the_connection_as_it_was(engine: Engine) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
 
+from app import tokens
 from app.duplicates import journal
 from app.duplicates.tables import read_tables
 from app.models import Department
@@ -126,6 +127,7 @@ def test_an_empty_database_gets_its_tables(engine: Engine) -> None:
         "created table department",
         "created table employee",
         "created the journal of merges",
+        "created the table of tokens",
     )
     with engine.connect() as connection:
         inspector = inspect(connection)
@@ -210,6 +212,7 @@ def test_the_adoption_of_bare_tables_says_what_it_did(engine: Engine) -> None:
         "added foreign key employee.manager_id",
         "added foreign key employee.duplicate_of_id",
         "created the journal of merges",
+        "created the table of tokens",
     )
 
 
@@ -388,7 +391,11 @@ def test_tables_are_found_on_the_search_path(engine: Engine) -> None:
     with engine.connect() as connection:
         inspector = inspect(connection)
         assert set(inspector.get_table_names("public")) == {"employee", "rollcall_version"}
-        assert set(inspector.get_table_names("Old %s")) == {"department", *JOURNAL}
+        assert set(inspector.get_table_names("Old %s")) == {
+            "department",
+            *JOURNAL,
+            "rollcall_token",
+        }
     insert_works(engine)
 
 
@@ -552,17 +559,17 @@ def test_an_older_revision_of_ours_is_upgraded_without_adopt(
     upgrade(engine.url)
     monkeypatch.setattr(schema, "head", lambda: "a later one")
     done = upgrade(engine.url)
-    assert (done.before, done.after, done.adopted) == ("0002", "a later one", ())
+    assert (done.before, done.after, done.adopted) == ("0003", "a later one", ())
 
 
 JOURNAL = ("rollcall_change", "rollcall_merge")
 
 
 def go_back_to_the_first_revision(engine: Engine) -> None:
-    """Make the database what it was before there was a journal."""
+    """Make the database what it was before there was a journal, and whatever came later."""
     run(
         engine,
-        "DROP TABLE rollcall_change, rollcall_merge",
+        "DROP TABLE rollcall_change, rollcall_merge, rollcall_token",
         "UPDATE rollcall_version SET version_num = '0001'",
     )
 
@@ -576,8 +583,8 @@ def test_the_journal_comes_to_a_database_with_data(engine: Engine) -> None:
     assert not is_current(engine.url)
     before = {table: rows(engine, table) for table in ("department", "employee")}
     done = upgrade(engine.url)
-    assert (done.before, done.after, done.adopted) == ("0001", "0002", ())
-    assert done.changes == ("created the journal of merges",)
+    assert (done.before, done.after, done.adopted) == ("0001", "0003", ())
+    assert done.changes == ("created the journal of merges", "created the table of tokens")
     assert {table: rows(engine, table) for table in before} == before
     assert shape(engine) == with_journal
     assert is_current(engine.url)
@@ -590,10 +597,11 @@ def test_a_journal_that_is_there_is_kept(engine: Engine) -> None:
         engine,
         "INSERT INTO rollcall_merge (action, table_name, duplicates)"
         " VALUES ('merge', 'employee', '[2]')",
+        "DROP TABLE rollcall_token",
         "UPDATE rollcall_version SET version_num = '0001'",
     )
     before = rows(engine, "rollcall_merge")
-    assert upgrade(engine.url).after == "0002"
+    assert upgrade(engine.url).after == "0003"
     assert rows(engine, "rollcall_merge") == before
 
 
@@ -737,3 +745,22 @@ def test_an_outage_is_told_as_clearly_as_at_the_start() -> None:
     """upgrade() may be called by itself."""
     with pytest.raises(ServerUnreachable):
         upgrade("postgresql://somebody@/some?host=/nowhere")
+
+
+def test_the_table_of_tokens_is_what_the_service_takes_it_for(engine: Engine) -> None:
+    """Column by column; a scope that there is not cannot be stored, nor a name or a hash twice."""
+    upgrade(engine.url)
+    with engine.connect() as connection:
+        found = inspect(connection).get_columns("rollcall_token")
+        constraints = connection.execute(
+            text("SELECT conname FROM pg_constraint WHERE conrelid = 'rollcall_token'::regclass")
+        )
+        named = {name for (name,) in constraints if "not_null" not in name}
+    assert [
+        (column["name"], column["type"].compile(engine.dialect), column["nullable"])
+        for column in found
+    ] == [
+        (column.name, column.type.compile(engine.dialect), column.nullable)
+        for column in tokens.token.columns
+    ]
+    assert named == tokens.RACE_INDEXES | {"pk_rollcall_token", "ck_rollcall_token_scope"}

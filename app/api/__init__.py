@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask, request
 from flask_restx import Api
+from werkzeug.routing import IntegerConverter
 from werkzeug.wrappers import Response
 
 from app.api import departments, duplicates, employees, errors, health
-from app.api.documentation import MODELS
+from app.api.documentation import AUTHORIZATIONS, MODELS
 
 BASE = "/api/v1"
 
@@ -23,8 +24,15 @@ class RollcallApi(Api):  # type: ignore[misc]
         return errors.respond(e)
 
 
+class Id(IntegerConverter):
+    """A record's id in a path: ASCII digits, where werkzeug would take those of every script."""
+
+    regex = "[0-9]+"
+
+
 def init_app(app: Flask) -> None:
     """Add the API and the probes to the application."""
+    app.url_map.converters["int"] = Id
     blueprint = Blueprint("api", __name__, url_prefix=BASE)
     api = RollcallApi(
         blueprint,
@@ -32,6 +40,8 @@ def init_app(app: Flask) -> None:
         title="Rollcall",
         description="An employee directory that never stores the same record twice.",
         doc="/",
+        authorizations=AUTHORIZATIONS,
+        security=list(AUTHORIZATIONS),
     )
     for model in MODELS.values():
         api.add_model(model.name, model)

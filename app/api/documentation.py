@@ -33,11 +33,22 @@ SCHEMAS = {
     "Collision": schemas.CollisionSchema(),
     "Problem": schemas.ProblemSchema(),
 }
+RECORDS = ("Department", "Employee")
+TAG = {"ETag": "Which state of the record this is."}
 HEADERS = {
     201: {"Location": "The new record."},
+    304: TAG,
     308: {"Location": "The canonical record."},
+    401: {"WWW-Authenticate": "What is wrong with the token."},
+    403: {"WWW-Authenticate": "The scope that is missing."},
     409: {"Location": "The record in the way."},
     503: {"Retry-After": "When to try again, in seconds."},
+}
+
+REQUEST_HEADERS = {
+    "If-Match": "Only if the record is still as one of these tags has it, or `*`: if it is there.",
+    "If-None-Match": "Only if the record is not, or no longer, as one of these tags has it.",
+    "Idempotency-Key": "What you call this request by, to be able to send it again.",
 }
 
 
@@ -51,6 +62,16 @@ def _models() -> dict[str, SchemaModel]:
 
 MODELS = _models()
 
+# What the Swagger UI's Authorize asks for. Swagger 2 knows no bearer tokens, only a header.
+AUTHORIZATIONS = {
+    "bearer": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "Bearer, a blank, and the token.",
+    }
+}
+
 
 def describe(
     namespace: Namespace,
@@ -59,14 +80,15 @@ def describe(
     body: str | None = None,
     optional_body: bool = False,
     query: Schema | None = None,
+    headers: tuple[str, ...] = (),
 ) -> Callable[[Method], Method]:
-    """Document a method: the model of each answer, the statuses of problems, body and query.
+    """Document a method: the model of each answer, the statuses of problems, and what it takes.
 
     Flask-RESTX takes each body for one that has to be there, unless its parameter says otherwise.
     """
 
     def decorate(method: Method) -> Method:
-        for status in (*refusals, 503):
+        for status in (401, 403, *refusals, 503):
             method = _answer(namespace, status, "Problem")(method)
         for status, model in answers.items():
             method = _answer(namespace, status, model)(method)
@@ -76,6 +98,8 @@ def describe(
             method = namespace.doc(params={"payload": {"in": "body", "required": False}})(method)
         if query is not None:
             method = namespace.doc(params=_parameters(query))(method)
+        if headers:
+            method = namespace.doc(params={name: _header(name) for name in headers})(method)
         return method
 
     return decorate
@@ -83,10 +107,15 @@ def describe(
 
 def _answer(namespace: Namespace, status: int, model: str) -> Callable[[Method], Method]:
     phrase = HTTPStatus(status).phrase
+    headers = HEADERS.get(status, {}) | (TAG if model in RECORDS else {})
     decorator: Callable[[Method], Method] = namespace.response(
-        status, phrase, MODELS.get(model), headers=HEADERS.get(status, {})
+        status, phrase, MODELS.get(model), headers=headers
     )
     return decorator
+
+
+def _header(name: str) -> dict[str, Any]:
+    return {"in": "header", "type": "string", "description": REQUEST_HEADERS[name]}
 
 
 def _parameters(query: Schema) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from http import HTTPStatus
 from typing import Any
@@ -109,6 +109,31 @@ def _(error: HTTPException) -> Problem:
     return http_problem(error.code or 500, headers)
 
 
+CHALLENGE = 'Bearer realm="rollcall"'
+
+
+@problem_of.register
+def _(error: errors.NotAuthenticated) -> Problem:
+    if not error.presented:
+        detail = "A token is needed, sent as Authorization: Bearer."
+        return _challenge(401, "unauthorized", detail)
+    detail = "The token is unknown, revoked or expired."
+    return _challenge(401, "unauthorized", detail, error="invalid_token")
+
+
+@problem_of.register
+def _(error: errors.ScopeMissing) -> Problem:
+    detail = f"The token's scope is not enough: this takes a token of scope {error.scope}."
+    told = {"error": "insufficient_scope", "scope": error.scope}
+    return replace(_challenge(403, "forbidden", detail, **told), members={"scope": error.scope})
+
+
+def _challenge(status: int, code: str, detail: str, **told: str) -> Problem:
+    """Return a problem that says what is wrong with a token as RFC 6750 does, too."""
+    challenge = ", ".join([CHALLENGE, *(f'{name}="{value}"' for name, value in told.items())])
+    return Problem(status, code, detail, {"WWW-Authenticate": challenge})
+
+
 @problem_of.register
 def _(error: errors.MalformedBody) -> Problem:
     return Problem(400, "malformed_json", "The body is not valid JSON.")
@@ -134,6 +159,18 @@ def _(error: errors.NaturalKeyTaken) -> Problem:
 def _(error: errors.RecordIsDuplicate) -> Problem:
     detail = f"is a duplicate of {error.canonical_id}; change that one"
     return _conflict(error, "is_duplicate", detail, error.canonical_id)
+
+
+@problem_of.register
+def _(error: errors.RecordChanged) -> Problem:
+    detail = f"{error.record} {error.id} is not as the request expects it; look again."
+    return Problem(412, "precondition_failed", detail)
+
+
+@problem_of.register
+def _(error: errors.TokenReused) -> Problem:
+    detail = "This Idempotency-Key has created another record; give each request a key of its own."
+    return Problem(422, "idempotency_key_reused", detail)
 
 
 @problem_of.register

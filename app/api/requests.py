@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any, NoReturn
 
-from flask import request
+from flask import g, request
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
+from app.creation_token import RequestKey
 from app.errors import InvalidInput, MalformedBody
 from app.schemas import messages_by_field
 
@@ -36,6 +38,29 @@ def query(schema: Schema) -> dict[str, Any]:
     return _validated(schema, request.args.to_dict())
 
 
+# Visible ASCII, with the quotes of a structured string (RFC 9651) or without. What a server makes
+# of a repeated header is a list, and neither of the two.
+KEY = re.compile(r'"(?P<quoted>[!#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
+NO_KEY = (
+    'Give one key of 1 to 255 visible ASCII characters, none of them \\ or "; a comma in quotes.'
+)
+
+
+def key() -> RequestKey | None:
+    """Return the request's Idempotency-Key, which is its caller's own; None if it has none.
+
+    Raises InvalidInput.
+    """
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        return None
+    found = KEY.fullmatch(header.strip(" \t"))
+    if found is None:
+        raise InvalidInput({"idempotency_key": [NO_KEY]})
+    token = g.get("token")
+    return RequestKey(None if token is None else str(token.id), found["quoted"] or found["bare"])
+
+
 def _raw_body() -> bytes:
     """Return the body, whole.
 
@@ -47,7 +72,7 @@ def _raw_body() -> bytes:
         return _unannounced(limit)
     if announced > limit:
         raise RequestEntityTooLarge
-    raw: bytes = request.environ["wsgi.input"].read(announced)
+    raw = _read(request.environ["wsgi.input"], announced)
     if len(raw) < announced:
         raise BadRequest
     return raw
@@ -58,9 +83,21 @@ def _unannounced(limit: int) -> bytes:
     if not request.environ.get("wsgi.input_terminated"):
         return b""
     stream = request.environ["wsgi.input"]
-    raw: bytes = stream.read(limit)
-    if stream.read(1):
+    raw = _read(stream, limit)
+    if _read(stream, 1):
         raise RequestEntityTooLarge
+    return raw
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """Return what is next in a body.
+
+    Raises BadRequest where the client has hung up, which is an OSError, gunicorn's own included.
+    """
+    try:
+        raw: bytes = stream.read(size)
+    except OSError:
+        raise BadRequest from None
     return raw
 
 

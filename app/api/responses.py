@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -10,12 +9,33 @@ from urllib.parse import urlencode
 from flask import Response, request
 from marshmallow import Schema
 
+from app.api.representations import (
+    Representation,
+    encode,
+    meets_if_match,
+    meets_if_none_match,
+    represent,
+)
+from app.errors import RecordChanged
 from app.models import Record
 
 
-def representation(schema: Schema, record: Record) -> Response:
-    """Return one record."""
-    return as_json(schema.dump(record))
+def shown(schema: Schema, record: Record) -> Response:
+    """Return one record to whoever asks for it, or 304 where they have it already.
+
+    Raises RecordChanged for an If-Match that does not list what it is.
+    """
+    representation = represent(schema, record)
+    if not meets_if_match(representation.tag):
+        raise RecordChanged(type(record).__name__, record.id)
+    if not meets_if_none_match(representation.tag):
+        return _bare(304, representation.headers)
+    return _one(representation)
+
+
+def changed(schema: Schema, record: Record) -> Response:
+    """Return one record as it is after a change."""
+    return _one(represent(schema, record))
 
 
 def created_or_found(schema: Schema, outcome: tuple[Mapping[str, Any], bool]) -> Response:
@@ -25,9 +45,10 @@ def created_or_found(schema: Schema, outcome: tuple[Mapping[str, Any], bool]) ->
     """
     record, created = outcome
     path = f"{request.script_root}{request.path}/{record['id']}"
+    representation = represent(schema, record)
     if created:
-        return as_json(schema.dump(record), 201, {"Location": path})
-    return as_json(schema.dump(record), 200, {"Content-Location": path})
+        return _one(representation, 201, {"Location": path})
+    return _one(representation, 200, {"Content-Location": path})
 
 
 def batch(outcomes: Sequence[tuple[int, bool]]) -> Response:
@@ -51,9 +72,19 @@ def page(items: Any, after: int | str | None) -> Response:
 
 def nothing() -> Response:
     """Return 204: done, and nothing to say."""
-    response = Response(status=204)
+    return _bare(204)
+
+
+def _bare(status: int, headers: Mapping[str, str] | None = None) -> Response:
+    response = Response(status=status, headers=headers)
     del response.headers["Content-Type"]
     return response
+
+
+def _one(
+    representation: Representation, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return _json(representation.text, status, {**representation.headers, **(headers or {})})
 
 
 def _following(after: int | str) -> str:
@@ -63,9 +94,8 @@ def _following(after: int | str) -> str:
 
 def as_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return any content, as compact JSON in UTF-8."""
-    text = f"{ENCODER.encode(content)}\n"
+    return _json(encode(content), status, headers)
+
+
+def _json(text: str, status: int, headers: Mapping[str, str] | None) -> Response:
     return Response(text, status, headers, mimetype="application/json")
-
-
-# One for all: json.dumps would make another for each answer.
-ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from app.cli.duplicate_guard import (
     require_one_way,
     write,
 )
+from app.cli.durations import duration
 from app.cli.long_work import Progress, one_line_ends, progress
 from app.config import current_settings
 from app.database import administering, patient_policy
@@ -40,9 +40,6 @@ from app.errors import CannotUndo, UnknownMerge
 from app.models import RECORDS
 from app.schemas import TABLES
 from migrations_bootstrap.catalogue import find_table
-
-AGE = re.compile(r"([0-9]{1,6})([smhd])")
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass
@@ -261,20 +258,13 @@ def _undoable(engine: Engine, table: KeyedTable) -> list[int]:
         return [entry.id for entry in journal.entries(connection, table, condition, {})]
 
 
-def _age(context: click.Context, parameter: click.Parameter, value: str) -> timedelta:
-    found = AGE.fullmatch(value)
-    if found is None:
-        raise click.BadParameter("must be a number and a unit: 30d, 12h, 15m, 0s")
-    return timedelta(**{UNITS[found[2]]: int(found[1])})
-
-
 @click.command("purge")
 @with_appcontext
 @click.option(
     "--older-than",
     required=True,
     metavar="AGE",
-    callback=_age,
+    callback=duration,
     help="Only what was merged so long ago: 30d, 12h; 0d is all.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")

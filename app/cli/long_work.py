@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import select
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import click
@@ -113,12 +116,20 @@ def interruptible(tick: Callable[[], object]) -> Iterator[None]:
     """Let Ctrl-C end a statement that the server works on, and call ``tick`` while it does.
 
     psycopg2 otherwise looks up only when there is an answer. Its callback is for the process, and
-    for nothing else than a command.
+    for nothing else than a command. Python interrupts its main thread alone: the others, which may
+    wait for a lock, look whether it was.
     """
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
 
     def wait(connection: Any) -> None:
         try:
             while state := connection.poll():
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 reading, writing = state == extensions.POLL_READ, state == extensions.POLL_WRITE
                 descriptor = [connection.fileno()]
                 select.select(descriptor * reading, descriptor * writing, [], LOOK_UP_EVERY)
@@ -130,7 +141,11 @@ def interruptible(tick: Callable[[], object]) -> Iterator[None]:
 
     before = extensions.get_wait_callback()
     extensions.set_wait_callback(wait)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # in the background a shell has it ignored
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, handler)
         extensions.set_wait_callback(before)

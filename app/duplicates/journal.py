@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.duplicates.tables import KeyedTable, Reference, as_value, literal, quote
 from app.errors import UnknownTable
-from app.transactions import RetryPolicy, run, sqlstate
+from app.transactions import RetryPolicy, execute_prepared, run, sqlstate
 
 MARK, MERGE, PURGE = "mark", "merge", "purge"
 
@@ -106,16 +106,19 @@ def merged_ids(table: KeyedTable) -> str:
 
 
 def merged_among(
-    connection: Connection, table: KeyedTable, ids: Sequence[Any], before: int | None = None
+    connection: Connection, table: KeyedTable, ids: Sequence[Any], but: int | None = None
 ) -> list[Any]:
-    """Return those of the ids whose rows have been merged into others, before some entry."""
+    """Return those of the ids whose rows have been merged into others, but for one entry.
+
+    OFFSET 0 has the index asked for each of them, where a join reads the journal from its start.
+    """
     sql = f"""
 SELECT one.id FROM jsonb_array_elements(CAST(%(ids)s AS jsonb)) AS one (id)
  WHERE EXISTS (SELECT FROM {table.journal}.rollcall_merge AS e
                 WHERE e.duplicates @> jsonb_build_array(one.id) AND e.action = '{MERGE}'
                   AND e.table_name = %(table)s AND e.undone_at IS NULL
-                  AND (%(before)s IS NULL OR e.id < %(before)s))"""
-    parameters = {"ids": json.dumps(list(ids)), "table": table.name, "before": before}
+                  AND e.id IS DISTINCT FROM %(but)s OFFSET 0)"""
+    parameters = {"ids": json.dumps(list(ids)), "table": table.name, "but": but}
     return list(connection.exec_driver_sql(sql, parameters).scalars())
 
 
@@ -176,7 +179,8 @@ class Journal:
 
     def begin(self, action: str, table: KeyedTable, kept: Any, duplicates: Iterable[Any]) -> int:
         """Make the entry that the changes to come belong to, and return its id."""
-        self.entry = self.connection.exec_driver_sql(
+        self.entry = execute_prepared(
+            self.connection,
             f"INSERT INTO {self.schema}.rollcall_merge (action, table_name, kept, duplicates)"
             " VALUES (%(action)s, %(table)s, %(kept)s, %(duplicates)s) RETURNING id",
             {
@@ -192,7 +196,8 @@ class Journal:
         """Change rows of a table, the same columns of each, and return how many they are."""
         if not changes:
             return 0
-        self.connection.exec_driver_sql(
+        execute_prepared(
+            self.connection,
             _change_sql(self.schema, table, tuple(changes[0].row_key), tuple(changes[0].after)),
             {**self._next_step(table), "changes": json.dumps([one._asdict() for one in changes])},
         )
@@ -200,7 +205,8 @@ class Journal:
 
     def fill(self, table: KeyedTable, kept: Any, sources: Mapping[str, Any]) -> None:
         """Give columns of a row the values of other rows, which are given by column."""
-        self.connection.exec_driver_sql(
+        execute_prepared(
+            self.connection,
             _fill_sql(self.schema, table, sources),
             {
                 **self._next_step(table.table),
@@ -216,15 +222,22 @@ class Journal:
 
         ``skip`` are identities of rows that stay as they are, as JSON.
         """
-        result = self.connection.exec_driver_sql(
+        result = execute_prepared(
+            self.connection,
             _repoint_sql(self.schema, reference, target, bool(skip)),
-            {**self._next_step(reference.table), "old": old, "new": new, "skip": list(skip)},
+            {
+                **self._next_step(reference.table),
+                "old": old,
+                "new": new,
+                **({"skip": list(skip)} if skip else {}),
+            },
         )
         return int(result.rowcount)
 
     def delete(self, table: KeyedTable, ids: Sequence[Any]) -> int:
         """Delete rows of a table, keeping what they were; return how many they are."""
-        result = self.connection.exec_driver_sql(
+        result = execute_prepared(
+            self.connection,
             f"""
 WITH gone AS (DELETE FROM {table.table} AS t WHERE t.{quote(table.id)} = ANY ({table.ids("ids")})
               RETURNING jsonb_build_object({literal(table.id)}, t.{quote(table.id)}) AS row_key,
@@ -297,7 +310,7 @@ def _repoint_sql(schema: str, reference: Reference, target: KeyedTable, skipping
         row_key = "CAST(NULL AS jsonb)"
         images = f"to_jsonb(c) || jsonb_build_object({before}) AS before, to_jsonb(c) AS after"
     row = row_key if reference.identity else "to_jsonb(c)"
-    kept_out = f" AND {row} <> ALL (CAST(%(skip)s AS jsonb[]))" if skipping else ""
+    kept_out = f" AND {row} <> ALL (CAST(CAST(%(skip)s AS text[]) AS jsonb[]))" if skipping else ""
     return f"""
 WITH moved AS (
   UPDATE {reference.table} AS c SET {assignments} FROM {target.table} AS o, {target.table} AS n

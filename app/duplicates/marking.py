@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -16,13 +15,13 @@ from app.duplicates.groups import AT_ONCE, Group, find_groups
 from app.duplicates.journal import Change, Journal
 from app.duplicates.merge import beginning, keep_out, races
 from app.duplicates.merging import Merging, Outcome, Rules
+from app.duplicates.parts import in_parts
 from app.duplicates.plan import Decisions
 from app.duplicates.rows import lock_rows
 from app.duplicates.tables import KeyedTable, Tables, quote
 from app.errors import GroupChanged
 from app.transactions import RetryPolicy, run
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # More than some 32 predicate locks on a table become one on all of it, which every writer meets.
@@ -196,9 +195,3 @@ class Marker:
     ) -> Result:
         begin = beginning(self.tables, self.table)
         return run(self.engine, work, self.policy, race_indexes, begin)
-
-
-def in_parts(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Yield the items, so many at a time."""
-    while part := list(islice(items, size)):
-        yield part

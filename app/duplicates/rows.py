@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from app.duplicates.tables import KeyedTable, Reference, Tables, literal, quote
+from app.transactions import execute_prepared
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def lock_rows(
 
 
 def _rows(connection: Connection, sql: str, ids: Sequence[Any]) -> dict[Any, Row]:
-    result = connection.exec_driver_sql(sql, {"ids": list(ids)})
+    result = execute_prepared(connection, sql, {"ids": list(ids)})
     return {
         id: Row(id, mark, tuple(key), stored, details, frozenset(referred_by))
         for id, mark, key, stored, details, referred_by in result

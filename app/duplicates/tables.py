@@ -102,7 +102,7 @@ class KeyedTable:
 
     def ids(self, parameter: str) -> str:
         """Return a parameter that is a list of ids, as SQL."""
-        return f"CAST(%({parameter})s AS {self.id_type}[])"
+        return f"CAST(CAST(%({parameter})s AS text[]) AS {self.id_type}[])"
 
     def detail(self, name: str) -> str:
         """Return a detail of rows ``t`` as text to compare; one that refers to a row of this table

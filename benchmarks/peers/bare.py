@@ -39,6 +39,7 @@ def create_employee() -> tuple[dict[str, Any], int]:
         send(cursor, statement.parameters(token=token, **request.get_json()))
         names = [column.name for column in cursor.description or ()]
         row = dict(zip(names, cursor.fetchone() or (), strict=True))
+    del row[names[0]]  # how the row was found
     return row, 201 if row.pop("creation_token") == token else 200
 
 
