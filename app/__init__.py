@@ -33,9 +33,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.update({name: given[name] for name in given if not is_setting(name)})
     app.extensions["rollcall"] = settings
     database.init_app(app, settings)
+    api.init_app(app)
     headers.init_app(app, settings)  # answers preflights before anybody asks for a token
     security.init_app(app, settings, preflights=bool(settings.cors_origins))
-    api.init_app(app)
     limits.init_app(app, settings)  # counts by token, so that it comes after whoever reads it
     cli.init_app(app)
     return app
