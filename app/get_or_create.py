@@ -204,7 +204,10 @@ def find_created(model: type[GetOrCreateMixin], token: uuid.UUID) -> Row | None:
     plan = plan_for_token(inspect(model), engine.dialect)
     values = plan.parameters(tokens_of(token))
     found = _execute(model, engine, lambda attempt: (plan.text, values), plan)
-    return None if found is None else found[0]
+    if found is None:
+        return None
+    _tell(model, "created", 1)  # as it is answered
+    return found[0]
 
 
 def _execute(

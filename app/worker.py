@@ -37,7 +37,6 @@ MOST_LARGE = 64  # connections that may hold more than that, in each worker
 LOOK_EVERY = 1.0  # seconds
 STOPPING_NAP = 0.1  # seconds
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-SAMPLE_EVERY = 1.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +89,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Refuse TLS, which would have to be read in the main thread too."""
         if cfg.is_ssl:
             sys.exit("rollcall: TLS has to end at a proxy, see docs/limits.md")
-
-    sampled = 0.0
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Stop listening, when the worker stops, only after taking what waits to be accepted.
@@ -312,11 +309,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         connection.socket.close()
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Give up, about once a second, the connections that have waited too long, or all."""
+        """Give up, about once a second, the connections that have waited too long, or all.
+
+        And tell the metrics what the pools are like.
+        """
         now = time.monotonic()
         if now < self.next_look and self.alive:
             return
         self.next_look = now + LOOK_EVERY
+        sample_pools()
         for connection in list(self.waiting):
             if force:
                 self._close(connection)
@@ -333,14 +334,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Look more often whether a connection has waited for too long when the worker stops."""
         super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, STOPPING_NAP))
-
-    def notify(self) -> None:
-        """Tell the master that we are alive, and the metrics what the pool is like."""
-        super().notify()
-        now = time.monotonic()
-        if now - self.sampled >= SAMPLE_EVERY:
-            self.sampled = now
-            sample_pools()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what is not even HTTP; gunicorn's own answer is HTML that repeats the input."""

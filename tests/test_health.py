@@ -105,7 +105,7 @@ def readyz(app: Flask) -> dict[str, Any]:
 def test_a_schema_that_is_ahead_is_served(
     make_app: Callable[..., Flask], own_database: str
 ) -> None:
-    """In the middle of an upgrade old workers serve beside new ones; it is said in the body."""
+    """Otherwise an upgrade would take every older worker out of service at once; it is said."""
     execute(own_database, "UPDATE rollcall_version SET version_num = '9999'")
     state = readyz(make_app(own_database))
     assert (state["status"], state["schema"]) == ("ready", "ahead")

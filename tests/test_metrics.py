@@ -106,6 +106,14 @@ def test_outcomes_are_counted_by_table(client: FlaskClient, gained: Callable[...
     with client.application.app_context():
         Department.get_or_create_many([{"name": "Counted"}, {"name": "New"}])
     assert outcomes() == [2, 4, 2, 1]
+    for _ in range(2):  # counted as it is answered
+        repeated = client.post(
+            "/api/v1/employees",
+            json={"name": "Repeated", "department": "Counted"},
+            headers={"Idempotency-Key": "k"},
+        )
+        assert repeated.status_code == 201
+    assert outcomes() == [2, 5, 4, 1]
 
 
 def test_what_is_given_up_is_contention(

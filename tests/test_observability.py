@@ -175,8 +175,11 @@ def test_a_response_made_outside_of_a_request_is_not_noted(app: Flask) -> None:
     assert response.get_data() == b"x"
 
 
-def test_any_line_is_json_in_ascii_whatever_is_in_it(stream: io.StringIO) -> None:
+@pytest.mark.usefixtures("logging_restored")
+def test_any_line_is_json_in_ascii_whatever_is_in_it() -> None:
     """Of the libraries' loggers as of ours, with what they add, and with tracebacks."""
+    stream = io.StringIO()
+    configure_service("INFO", "auto", stream)  # here: pytest cannot report a lone surrogate
     try:
         secret = "Hippo"
         raise LookupError(NASTY, len(secret))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -18,7 +19,6 @@ from sentry_sdk.transport import Transport
 
 from app import create_app, telemetry
 from app.errors import ConfigurationError
-from app.observability import Observed
 
 DSN = "https://key@127.0.0.1/1"
 AWAY = "postgresql://u@127.0.0.1:1/d"
@@ -48,6 +48,12 @@ class Spans(SpanExporter):
 
     def __init__(self) -> None:
         self.sent: list[ReadableSpan] = []
+        self.endpoint = ""
+
+    def at(self, endpoint: str) -> Spans:
+        """Be the exporter for an address."""
+        self.endpoint = endpoint
+        return self
 
     def export(self, spans: Any) -> SpanExportResult:
         self.sent += spans
@@ -107,27 +113,46 @@ def test_an_error_outside_of_a_request_goes_to_sentry_too(kept: Kept) -> None:
     assert "Zebra" not in json.dumps(event)
 
 
-def traced(app: Flask, root: logging.Logger) -> tuple[telemetry.Traced, Spans]:
-    """Put tracing into an application as its factory does: within what observes requests."""
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """What applications send that are made while this is there."""
     spans = Spans()
-    observed = app.wsgi_app
-    assert isinstance(observed, Observed)
-    inner = telemetry.Traced(observed._app, spans)
-    app.wsgi_app = Observed(inner)  # type: ignore[method-assign]
-    return inner, spans
+    library = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    monkeypatch.setattr(library, "OTLPSpanExporter", spans.at)
+    return spans
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[telemetry.Traced]:
+    """The traced applications that are made while this is there."""
+    made: list[telemetry.Traced] = []
+
+    class Remembered(telemetry.Traced):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(telemetry, "Traced", Remembered)
+    return made
+
+
+@pytest.mark.usefixtures("root")
 def test_a_request_is_a_span_without_what_a_client_sent(
-    broken: Flask, root: logging.Logger
+    make_app: Callable[..., Flask],
+    monkeypatch: pytest.MonkeyPatch,
+    spans: Spans,
+    traced: list[telemetry.Traced],
 ) -> None:
     """Route, status, id; part of the caller's trace; an error by its type and stack."""
-    inner, spans = traced(broken, root)
-    client = broken.test_client()
+    app = make_app(AWAY, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1/")
+    monkeypatch.setitem(app.view_functions, "health.healthz", fails)
+    assert spans.endpoint == "http://127.0.0.1:1/v1/traces"
+    client = app.test_client()
     caller = {"traceparent": f"00-{7:032x}-{9:016x}-01", "Authorization": "Zebra"}
     client.get("/healthz?Zebra", headers={**caller, "X-Request-ID": "it"}, data="Zebra")
     client.open("/Zebra", method="ZEBRA")
     logging.getLogger("x").error("no exception")
-    inner.flush()
+    traced[0].flush()
     failed, unknown = spans.sent
     assert (failed.name, unknown.name) == ("GET /healthz", "other none")
     assert failed.context is not None
@@ -146,7 +171,8 @@ def test_a_request_is_a_span_without_what_a_client_sent(
     assert (event.attributes or {})["exception.type"] == "LookupError"
 
 
-def test_a_span_needs_no_observer(root: logging.Logger) -> None:
+@pytest.mark.usefixtures("root")
+def test_a_span_needs_no_observer() -> None:
     """It then has no route."""
     spans = Spans()
 
@@ -183,13 +209,9 @@ def test_a_dsn_that_is_none_is_one_clear_line() -> None:
     assert "Zebra" not in str(caught.value)
 
 
-def test_the_settings_turn_both_on(make_app: Callable[..., Flask]) -> None:
-    """Nothing is sent before there is something to send."""
-    app = make_app(AWAY, SENTRY_DSN=DSN, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1/")
+def test_the_setting_turns_reports_on(make_app: Callable[..., Flask]) -> None:
+    """Nothing is sent before there is something to send; the key is not in the settings' repr."""
+    app = make_app(AWAY, SENTRY_DSN=DSN)
     assert sentry_sdk.get_client().is_active()
     sentry_sdk.init()
-    assert isinstance(app.wsgi_app, Observed)
-    traced = app.wsgi_app._app
-    assert isinstance(traced, telemetry.Traced)
-    assert traced._exporter._endpoint == "http://127.0.0.1:1/v1/traces"
     assert "key" not in repr(app.extensions["rollcall"])
