@@ -204,6 +204,14 @@ def test_an_answer_arrives_whatever_was_not_read(
     assert answer.count(b"HTTP/1.") == 1
 
 
+def test_half_a_head_is_judged_by_what_there_is_of_it(service: Service, opened: ExitStack) -> None:
+    """When its client sends no more: a line that is wrong is said to be, the rest is left alone."""
+    for sent, start in ((b"GARBAGE\r\n", b"HTTP/1.1 400 "), (b"GET / HT", b"")):
+        raw = connected(service, opened, sent)
+        raw.shutdown(socket.SHUT_WR)
+        assert everything(raw)[:13] == start
+
+
 def test_a_stop_waits_for_what_has_begun(service: Service, opened: ExitStack) -> None:
     """A request of which a part is there is answered, the connection of an idle client closed."""
     body = b'{"name": "Late"}'
