@@ -116,13 +116,11 @@ def test_a_server_that_is_read_only(site: Site) -> None:
     assert wrongs(load, site) == []
 
 
-def test_connections_that_stay_read_only(either_url: str, tmp_path: Path) -> None:
+def test_connections_that_stay_read_only(site: Site) -> None:
     """What was made read-only in the pool does not outlive the fault there."""
-    with serving_as_it_is(either_url, tmp_path, **IMPATIENT) as service:
-        site = Site(service, either_url)
-        with site.under_load() as load, load.hit(), faults.read_only_newcomers(site):
-            eventually(lambda: load.has(503, 50))
-        assert wrongs(load, site) == []
+    with site.under_load() as load, load.hit(), faults.read_only_newcomers(site):
+        eventually(lambda: load.has(503, 50))
+    assert wrongs(load, site) == []
 
 
 def test_a_disk_that_is_full(site: Site) -> None:
