@@ -132,7 +132,7 @@ def test_a_disk_that_is_full(site: Site) -> None:
 
 def test_a_pool_that_is_exhausted(database_url: str, tmp_path: Path) -> None:
     """One connection for four threads, and that one is stuck: the others give up in time."""
-    pool = {"POOL_SIZE": "1", "MAX_OVERFLOW": "0", "POOL_TIMEOUT": "0.5", "RETRY_DEADLINE": "1.5"}
+    pool = {"POOL_SIZE": "1", "MAX_OVERFLOW": "0", "POOL_TIMEOUT": "0.25", "RETRY_DEADLINE": "0.75"}
     settings = {f"ROLLCALL_{name}": value for name, value in pool.items()}
     with serving_as_it_is(
         database_url, tmp_path, ROLLCALL_LOCK_TIMEOUT="60", **settings
