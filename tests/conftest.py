@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.legacy import LegacyRows, make_legacy
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
+USUAL = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False}
 # The files that take longest. They go first, so that all processes end at about the same time.
 LONGEST = (
     "test_faults",
@@ -153,12 +155,16 @@ def unguard(url: str) -> None:
 
 
 def empty(url: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
+    with emptying(url).begin() as connection:
         connection.exec_driver_sql(
             "TRUNCATE employee, department, rollcall_token RESTART IDENTITY CASCADE"
         )
-    engine.dispose()
+
+
+@cache
+def emptying(url: str) -> Engine:
+    """Return an engine that keeps its connection: most tests begin with an empty database."""
+    return create_engine(url, pool_size=1, pool_pre_ping=True)
 
 
 def count(model: type[Any]) -> int:
@@ -260,8 +266,7 @@ def make_app() -> Iterator[Callable[..., Flask]]:
     made = []
 
     def make(url: str, **config: object) -> Flask:
-        usual = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False}
-        app = create_app({"DATABASE_URL": url, **usual, **config})
+        app = create_app({"DATABASE_URL": url, **USUAL, **config})
         made.append(app)
         return app
 
@@ -271,9 +276,24 @@ def make_app() -> Iterator[Callable[..., Flask]]:
             db.engine.dispose()
 
 
+@pytest.fixture(scope="session")
+def applications() -> dict[str, Flask]:
+    """The applications that tests share, by the URL of their database."""
+    return {}
+
+
 @pytest.fixture
-def app(make_app: Callable[..., Flask], database_url: str) -> Flask:
-    return make_app(database_url)
+def app(applications: dict[str, Flask], database_url: str) -> Iterator[Flask]:
+    """The database's application, with no connection yet.
+
+    Making one takes longer than most tests; a test that changes an application makes its own.
+    """
+    if database_url not in applications:
+        applications[database_url] = create_app({"DATABASE_URL": database_url, **USUAL})
+    app = applications[database_url]
+    yield app
+    with app.app_context():
+        db.engine.dispose()
 
 
 @pytest.fixture

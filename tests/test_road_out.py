@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -33,6 +34,7 @@ def test_every_command_prints_what_stands_there(
     """From the legacy dump to a clean, guarded database."""
     runner = make_app(fresh_database).test_cli_runner()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.cli.long_work.PROGRESS_EVERY", math.inf)  # however slow it is
     for command, expected in steps((ROOT / "docs" / "road-out.md").read_text("utf-8")):
         program, *arguments = shlex.split(command)
         if program == "psql":
