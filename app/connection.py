@@ -72,6 +72,11 @@ class Connection:
         """Whether some of the next request is there."""
         return bool(self._received)
 
+    @property
+    def is_in_body(self) -> bool:
+        """Whether the head of the next request is there, and its body is not."""
+        return self._framing.in_body
+
     def receive(self) -> bool:
         """Take what has come; return False when the client will send no more. Raises OSError."""
         data = self.socket.recv(RECEIVED_AT_ONCE)
@@ -90,10 +95,18 @@ class Connection:
                 self._framing.expects = False
                 self.socket.send(CONTINUE)
             return False
+        self._parse(end)
+        return True
+
+    def last_request(self) -> None:
+        """Make ``parser`` ready for what there is of a head, when the client will send no more."""
+        self._parse(len(self._received))
+
+    def _parse(self, end: int) -> None:
         self.parser = get_parser(self.cfg, iter([bytes(self._received[:end])]), self.client)
+        self.lingers = self._framing.is_cut
         del self._received[:end]
         self._framing = Framing(self._longest_body)
-        return True
 
     def forget_request(self) -> None:
         """Drop what has come of a request that is refused."""

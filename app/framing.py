@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
+from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders, LimitRequestLine
 from werkzeug.exceptions import RequestEntityTooLarge
 
 LONGEST_HEAD = 64 * 1024  # bytes; the parser has closer limits for each line
+LONGEST_LINE = 4094  # bytes, as the parser has it
 LONGEST_CHUNK_LINE = 8190  # bytes, as the parser has it
 LONGEST_NUMBER = 18  # digits
 END_OF_HEAD = b"\r\n\r\n"
@@ -29,22 +30,23 @@ class Framing:
 
     def __init__(self, longest_body: int) -> None:
         self.longest_body = longest_body
+        self.in_body = False
         self.expects = False  # that somebody tells the client to go on with the body
+        self.is_cut = False  # the body is too large to be waited for; the request is its head alone
         self._step: Callable[[bytearray], int | None] = self._head
 
     def end(self, received: bytearray) -> int | None:
         """Return where the request that begins ``received`` ends, or None if more has to come.
 
-        Each call needs what the last one had, and more. Raises LimitRequestHeaders,
-        RequestEntityTooLarge, or InvalidChunkSize.
+        Each call needs what the last one had, and more. Raises LimitRequestLine,
+        LimitRequestHeaders, RequestEntityTooLarge, or InvalidChunkSize.
         """
         return self._step(received)
 
     def _head(self, received: bytearray) -> int | None:
         found = received.find(END_OF_HEAD)
         if found < 0:
-            if len(received) > LONGEST_HEAD:
-                raise LimitRequestHeaders("head")
+            _refuse_long_head(received)
             return None
         begin = found + len(END_OF_HEAD)
         body = BODY.search(received, 0, found + 1)
@@ -54,10 +56,19 @@ class Framing:
         if body[1] is None:
             self._step = Chunks(begin, self.longest_body).end
         elif len(body[1]) > LONGEST_NUMBER or int(body[1]) > self.longest_body:
-            raise RequestEntityTooLarge
+            self.is_cut = True
+            return begin
         else:
             self._step = partial(_length, begin + int(body[1]))
+        self.in_body = True
         return self._step(received)
+
+
+def _refuse_long_head(received: bytearray) -> None:
+    if len(received) > LONGEST_LINE + 2 and received.find(b"\r\n", 2, LONGEST_LINE + 2) < 0:
+        raise LimitRequestLine(len(received), LONGEST_LINE)
+    if len(received) > LONGEST_HEAD:
+        raise LimitRequestHeaders("head")
 
 
 def _length(end: int, received: bytearray) -> int | None:

@@ -71,7 +71,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """Answers every connection that the kernel took before the stop, and errors as problems.
 
     A connection is either with a thread or among ``waiting``, which has the one that has waited
-    longest first.
+    longest first, and what is done when the wait is over.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         settings = load_settings()
         self.request_timeout = settings.request_timeout
         self.longest_body = settings.max_body
-        self.waiting: dict[Connection, None] = {}
+        self.waiting: dict[Connection, Callable[[Connection], None]] = {}
         self.large: dict[Connection, None] = {}
         self.quiet = 0  # connections that have been waiting for a second or more
         self.next_look = 0.0
@@ -151,8 +151,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Have a connection wait until it can be read or written, for so many seconds."""
         connection.since = time.monotonic()
         connection.deadline = connection.since + patience
-        self.waiting[connection] = None
-        self.poller.register(connection.socket, event, lambda _: then(connection))
+        self.waiting[connection] = then
+
+        def go_on(_: Any) -> None:
+            # Not if another event that was found together with this one has ended the wait.
+            if self.waiting.get(connection) == then:
+                then(connection)
+
+        self.poller.register(connection.socket, event, go_on)
 
     def _wait_no_more(self, connection: Connection) -> None:
         if connection in self.waiting:
@@ -182,10 +188,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             connection.deadline = time.monotonic() + self.request_timeout
         if not is_all:
             self._look_at_request(connection)
-        elif connection.has_begun:
+        elif connection.is_in_body:
             self._refuse(connection, BadRequest())
+        elif connection.has_begun:
+            connection.last_request()
+            self._work_on(connection)
         else:
             self._close(connection)
+
+    def _work_on(self, connection: Connection) -> None:
+        self._wait_no_more(connection)
+        self.enqueue_req(connection)
 
     def _look_at_request(self, connection: Connection) -> None:
         """Give a request that is there as a whole to a thread."""
@@ -197,8 +210,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._refuse(connection, error)
         else:
             if is_there:
-                self._wait_no_more(connection)
-                self.enqueue_req(connection)
+                self._work_on(connection)
             else:
                 self._mind_the_size(connection)
 
@@ -217,9 +229,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         another = False
         try:
             request = next(connection.parser)
+            if connection.lingers:
+                request.force_close()
             another = self.handle_request(request, connection) and _ended(connection.parser)
-        except StopIteration:
-            logger.debug("an answer broke off")
+        except (StopIteration, errors.NoMoreData):
+            logger.debug("a request or its answer broke off")
         except Exception as error:
             connection.sock.left.clear()
             connection.lingers = True

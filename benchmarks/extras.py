@@ -24,6 +24,7 @@ from benchmarks.load import wrk
 from benchmarks.measure import Bench
 from benchmarks.plan import MAIN_SIZE
 from benchmarks.processes import BenchmarkError, run
+from benchmarks.production import Production
 from benchmarks.road import Road
 from benchmarks.roster import PEERS, PROCESSES, program
 from benchmarks.services import PATH, Service, serving, somebody
@@ -48,13 +49,15 @@ class Extras(Bench):
 
     def measure(self) -> None:
         """Take those that are planned."""
+        parts = (self.plan, self.databases, self.folder, self.results)
         kinds = {
             "batch": self._batch,
             "beside": self._beside,
+            "production": Production(*parts).compare,
             "import": self._import,
             "start": self._start,
             "memory": self._memory,
-            "road": Road(self.plan, self.databases, self.folder, self.results).walk,
+            "road": Road(*parts).walk,
         }
         for name in self.plan.extras:
             logger.info("rollcall: %s", name)

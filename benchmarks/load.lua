@@ -1,5 +1,5 @@
 -- What wrk sends: one POST for an employee after the other.
--- Arguments: the workload, a file with names that exist, a seed that no other run has.
+-- Arguments: the workload, a file with names that exist, a seed that no other run has, and perhaps a token.
 
 local LETTERS = "abcdefghilmnorst"
 local existing = {}
@@ -40,6 +40,9 @@ function init(arguments)
   math.randomseed(tonumber(arguments[3]))
   wrk.method = "POST"
   wrk.headers["Content-Type"] = "application/json"
+  if arguments[4] then
+    wrk.headers["Authorization"] = "Bearer " .. arguments[4]
+  end
 end
 
 function request()

@@ -44,14 +44,16 @@ def require_wrk() -> str:
     return found
 
 
-def wrk(url: str, workload: str, names: Path, seconds: float) -> Load:
+def wrk(url: str, workload: str, names: Path, seconds: float, token: str | None = None) -> Load:
     """Send requests for some seconds, on connections that are kept where the server keeps them.
 
     In bursts, each on new connections. A connection belongs to the worker process that accepted it,
     and which one does is luck: not seldom one process gets all of them, and half of the speed.
     """
     length = min(BURST, max(1, round(seconds)))  # wrk takes no fractions
-    bursts = [_burst(url, workload, names, length) for _ in range(max(1, round(seconds / length)))]
+    bursts = [
+        _burst(url, workload, names, length, token) for _ in range(max(1, round(seconds / length)))
+    ]
     latencies = [
         milliseconds
         for burst in bursts
@@ -73,7 +75,7 @@ def percentiles(latencies: Iterable[float]) -> dict[str, float]:
     return {**found, "max": ordered[-1]}
 
 
-def _burst(url: str, workload: str, names: Path, seconds: int) -> dict[str, Any]:
+def _burst(url: str, workload: str, names: Path, seconds: int, token: str | None) -> dict[str, Any]:
     """Run wrk once, with one thread: it can send far more than any of the services answers."""
     said = run(
         [
@@ -88,6 +90,7 @@ def _burst(url: str, workload: str, names: Path, seconds: int) -> dict[str, Any]
             workload,
             str(names),
             str(secrets.randbits(31)),
+            *([] if token is None else [token]),
         ]
     )
     results = [line for line in said.splitlines() if line.startswith("RESULT ")]

@@ -10,7 +10,7 @@ from benchmarks.roster import PEERS
 # In this order on a fresh copy of the tables: the first two leave them as they are.
 WORKLOADS = ("existing", "hot", "mixed", "new")
 MAIN_SIZE = 100_000
-EXTRAS = ("batch", "beside", "import", "start", "memory", "road")
+EXTRAS = ("batch", "beside", "production", "import", "start", "memory", "road")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Plan:
     extras: Sequence[str]
     batches: int  # of a thousand employees each, for each number of senders
     beside: float  # seconds of lists and single creates at once
+    turns: int  # of each of two services, side by side
     import_rows: int
     road_rows: int
     memory_requests: Sequence[int]  # of each worker, after which its memory is looked at
@@ -54,6 +55,7 @@ FULL = Plan(
     extras=EXTRAS,
     batches=100,
     beside=10,
+    turns=9,
     import_rows=300_000,
     road_rows=1_000_000,
     memory_requests=(10_000, 50_000, 100_000),
@@ -69,6 +71,7 @@ QUICK = Plan(
     extras=EXTRAS,
     batches=20,
     beside=3,
+    turns=3,
     import_rows=30_000,
     road_rows=20_000,
     memory_requests=(1_000, 2_000),

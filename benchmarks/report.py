@@ -20,6 +20,7 @@ EXTRA_TITLES = {
     "import": "`flask employees import`, from its start to its end",
     "start": "seconds to import `app` and call `create_app`",
     "memory": "resident MB of each worker, by the requests it answered",
+    "production": "the rate with tokens, logs and metrics, in parts of that without",
     "road": "the commands on a legacy table with duplicates, from their start to their end",
 }
 

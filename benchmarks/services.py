@@ -29,6 +29,7 @@ class Service:
     port: int
     log: Path
     database: str | None
+    token: str | None = None
 
     @property
     def url(self) -> str:
@@ -38,7 +39,7 @@ class Service:
         """Send one request on a connection of its own; return status and content."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with closing(connection):
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", **bearing(self.token)}
             connection.request("POST", path, json.dumps(body), headers)
             answer = connection.getresponse()
             content = answer.read()
@@ -51,7 +52,14 @@ class Service:
 
 
 @contextmanager
-def serving(peer: Peer, url: str | None, database: str | None, log: Path) -> Iterator[Service]:
+def serving(
+    peer: Peer,
+    url: str | None,
+    database: str | None,
+    log: Path,
+    token: str | None = None,
+    **settings: str,
+) -> Iterator[Service]:
     """Serve a peer on a database; when this gives the service, it answers as it should."""
     port = free_port()
     environment = {
@@ -59,6 +67,7 @@ def serving(peer: Peer, url: str | None, database: str | None, log: Path) -> Ite
         "BIND": "127.0.0.1",
         "WEB_CONCURRENCY": str(PROCESSES),
         "ROLLCALL_AUTH": "off",
+        **settings,
     }
     command = list(peer.command)
     if Path(command[0]).name == "uvicorn":  # reads no such variable
@@ -66,7 +75,7 @@ def serving(peer: Peer, url: str | None, database: str | None, log: Path) -> Ite
     if url is not None:
         environment["DATABASE_URL"] = url
     with running(command, environment, log) as process:
-        service = Service(peer, process, port, log, database)
+        service = Service(peer, process, port, log, database, token)
         eventually(lambda: is_ready(service), f"{peer.name} is ready")
         yield service
 
@@ -84,6 +93,11 @@ def is_ready(service: Service) -> bool:
     if service.peer.answers_employee and answer.get("name") != "Ada Lovelace":
         raise BenchmarkError(f"{service.peer.name} answers {answer!r}")
     return True
+
+
+def bearing(token: str | None) -> dict[str, str]:
+    """Return the header that shows a token, if there is one."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def somebody(name: str) -> dict[str, Any]:

@@ -107,6 +107,8 @@ TARGETS = (
         at_least=False,
         unit="s",
     ),
+    Target("new names with tokens, logs and metrics", extra("production", "new"), 0.85),
+    Target("existing names, the same", extra("production", "existing"), 0.85),
     Target("import of a file", extra("import", "rows/s"), 25_000, unit="rows/s"),
     Target("import of `app` and create_app", start, 0.7, at_least=False, unit="s"),
     Target("memory of a worker after 100,000 requests", memory, 100, at_least=False, unit="MB"),

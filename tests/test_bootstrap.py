@@ -71,7 +71,8 @@ def test_an_empty_cluster_is_brought_up_and_the_second_run_changes_nothing(
 def test_processes_bring_an_empty_cluster_up_at_once(empty_database: str, server_url: str) -> None:
     """Eight of them, over three rounds: none fails, and each step is done by one of them."""
     urls = [empty_database, *(f"{empty_database}".replace("missing", f"again_{n}") for n in (1, 2))]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # instead of eight times the same imports
     barrier, outcomes = context.Barrier(PROCESSES), context.Queue()
     processes = [
         context.Process(target=bring_up, args=(barrier, outcomes, urls)) for _ in range(PROCESSES)

@@ -510,7 +510,7 @@ def test_swagger_says_what_the_calls_take_and_give(client: FlaskClient) -> None:
         status: re.findall(r"#/definitions/(\w+)", json.dumps(answer))
         for status, answer in made["responses"].items()
     }
-    refusals = ("400", "401", "403", "404", "409", "413", "415", "422", "503")
+    refusals = ("400", "401", "403", "404", "409", "413", "415", "422", "429", "503")
     assert models == {"200": ["Merge"], **{status: ["Problem"] for status in refusals}}
     (body,) = [one for one in made["parameters"] if one.get("in") == "body"]
     assert body["required"] is False

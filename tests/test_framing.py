@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
+from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders, LimitRequestLine
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from app.framing import LONGEST_CHUNK_LINE, LONGEST_HEAD, Framing
+from app.framing import LONGEST_CHUNK_LINE, LONGEST_HEAD, LONGEST_LINE, Framing
 
 LONGEST_BODY = 100
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -46,10 +46,10 @@ def test_nothing_less_than_a_request_is_one(request_: bytes) -> None:
 @pytest.mark.parametrize(
     ("sent", "error"),
     [
-        (b"GET /" + b"x" * LONGEST_HEAD, LimitRequestHeaders),
+        (b"GET /" + b"x" * LONGEST_LINE, LimitRequestLine),
+        (b"\r\nGET /" + b"x" * LONGEST_LINE, LimitRequestLine),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * LONGEST_HEAD, LimitRequestHeaders),
         (CHUNKED + b"0\r\n" + b"X: y\r\n" * LONGEST_HEAD, LimitRequestHeaders),
-        (POST + b"Content-Length: 101\r\n\r\n", RequestEntityTooLarge),
-        (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", RequestEntityTooLarge),
         (CHUNKED + b"65\r\n", RequestEntityTooLarge),
         (CHUNKED + b"FFFFFFFFFFFFFFFF\r\n", RequestEntityTooLarge),
         (CHUNKED + b"1;" + b"x" * 8000 + b"\r\na\r\n" * 20, InvalidChunkSize),
@@ -66,6 +66,14 @@ def test_what_is_too_large_is_refused_before_it_is_there(
     """Nothing without end is kept in memory."""
     with pytest.raises(error):
         Framing(LONGEST_BODY).end(bytearray(sent))
+
+
+@pytest.mark.parametrize("length", [b"101", b"9" * 5000])
+def test_a_body_that_is_announced_as_too_large_is_not_waited_for(length: bytes) -> None:
+    """Its head goes to the application, which asks who sends it before it says that it is."""
+    framing, head = Framing(LONGEST_BODY), POST + b"Content-Length: " + length + b"\r\n\r\n"
+    assert framing.end(bytearray(head + b"some")) == len(head)
+    assert framing.is_cut
 
 
 @pytest.mark.parametrize(

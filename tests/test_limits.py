@@ -8,18 +8,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakeredis import TcpFakeServer
-from flask import Flask, Response, g
+from flask import Flask
 from flask.testing import FlaskClient
 from limits.storage import RedisStorage
 from redis import Redis
 from werkzeug.test import TestResponse
 
-from app import limits
+from app import limits, tokens
+from app.db import db
 from app.limits import ADDRESSES, FAILURES, WINDOW, Failures
 from tests.races import eventually
 from tests.serving import ask, free_port, serving
@@ -84,22 +84,27 @@ def test_a_network_of_ipv6_is_one_address(
     assert calls(client, 4, **come_from("")) == [200, 200, 200, 429]
 
 
+def tokens_of(app: Flask, *names: str) -> list[str]:
+    """Issue a token to each; return the headers' values that show them."""
+    with app.app_context():
+        return [f"Bearer {tokens.issue(db.engine, name, 'read')}" for name in names]
+
+
 def test_a_token_has_so_many_calls_from_anywhere(
     make_app: Callable[..., Flask], database_url: str
 ) -> None:
-    """Whoever reads it has to put it into ``g`` before."""
-    tokens = iter([1, 1, 1, 1, 2])
-
-    def read() -> None:
-        g.token = SimpleNamespace(id=next(tokens))
-
-    app = make_app(database_url, **FEW)
-    app.before_request_funcs[None].insert(0, read)
+    """Another from the same addresses has its own."""
+    app = make_app(database_url, ROLLCALL_AUTH="token", **FEW)
     client = app.test_client()
+    one, other = tokens_of(app, "one", "other")
     statuses = [
-        client.get(DEPARTMENTS, **come_from(f"192.0.2.{number}")).status_code for number in range(5)
+        client.get(
+            DEPARTMENTS, headers={"Authorization": shown}, **come_from(f"192.0.2.{number}")
+        ).status_code
+        for shown in (one, other)
+        for number in range(4)
     ]
-    assert statuses == [200, 200, 200, 429, 200]
+    assert statuses == [200, 200, 200, 429] * 2
 
 
 def test_only_trusted_proxies_say_who_calls(
@@ -183,13 +188,14 @@ def test_wrong_tokens_are_limited_and_right_ones_are_not(
     make_app: Callable[..., Flask], database_url: str
 ) -> None:
     """By address, and whatever else is set."""
-    app = make_app(database_url)
-    app.add_url_rule("/wrong", view_func=lambda: Response(status=401))
+    app = make_app(database_url, ROLLCALL_AUTH="token")
     client = app.test_client()
-    assert calls(client, FAILURES, "/wrong") == [401] * FAILURES
-    assert says_to_wait(client.get("/wrong"))
-    assert client.get(DEPARTMENTS).status_code == 200
-    assert calls(client, 1, "/wrong", **come_from("192.0.2.7")) == [401]
+    wrong = {"headers": {"Authorization": "Bearer wrong"}}
+    (right,) = tokens_of(app, "one")
+    assert calls(client, FAILURES, **wrong) == [401] * FAILURES
+    assert says_to_wait(client.get(DEPARTMENTS, **wrong))
+    assert client.get(DEPARTMENTS, headers={"Authorization": right}).status_code == 200
+    assert calls(client, 1, **wrong, **come_from("192.0.2.7")) == [401]
 
 
 def test_failures_are_forgotten_with_their_window() -> None:

@@ -211,6 +211,7 @@ def test_a_stop_waits_for_what_has_begun(service: Service, opened: ExitStack) ->
     idle = connected(service, opened)
     kept = connected(service, opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert _answer(kept) == 200
+    assert not _refuses(service)
     service.process.send_signal(signal.SIGTERM)
     eventually(lambda: _refuses(service))
     half.sendall(body[8:])
@@ -337,6 +338,21 @@ def test_a_client_that_goes_away_is_let_go(idler: Worker) -> None:
     assert not idler.waiting
     assert idler.nr_conns == 0
     other.close()
+
+
+def test_who_had_to_make_room_is_not_read_from(idler: Worker) -> None:
+    """Though the news that it has sent something came together with the one that took its place."""
+    (first, client), (second, other) = (waiting(idler, b"GET") for _ in range(2))
+    with client, other:
+        eventually(lambda: len(idler.poller.select(0)) == 2)
+        events = idler.poller.select(0)
+        idler.accept(Full(errno.EMFILE))
+        for key, _ in events:
+            key.data(key.fileobj)
+        assert list(idler.waiting) == [second]
+        assert second.held == 3
+        assert first.held == 0
+        assert idler.nr_conns == 1
 
 
 def test_an_answer_that_breaks_off_is_not_sent(idler: Worker) -> None:

@@ -42,8 +42,13 @@ HEADERS = {
     401: {"WWW-Authenticate": "What is wrong with the token."},
     403: {"WWW-Authenticate": "The scope that is missing."},
     409: {"Location": "The record in the way."},
+    429: {"Retry-After": "When to try again, in seconds."},
     503: {"Retry-After": "When to try again, in seconds."},
 }
+ALWAYS = {"X-Request-ID": "The request's own, if it had a sane one, or a new one; logs have it."}
+# Of every operation: no token, its scope, too many requests, the database away or busy.
+EVERYWHERE = (401, 403, 429, 503)
+PROBLEM = "application/problem+json"
 
 REQUEST_HEADERS = {
     "If-Match": "Only if the record is still as one of these tags has it, or `*`: if it is there.",
@@ -88,10 +93,14 @@ def describe(
     """
 
     def decorate(method: Method) -> Method:
-        for status in (401, 403, *refusals, 503):
+        for status in sorted((*EVERYWHERE, *refusals)):
             method = _answer(namespace, status, "Problem")(method)
         for status, model in answers.items():
             method = _answer(namespace, status, model)(method)
+        has_content = any(answers.values())
+        method = namespace.produces(["application/json", PROBLEM] if has_content else [PROBLEM])(
+            method
+        )
         if body is not None:
             method = namespace.expect(MODELS[body], validate=False)(method)
         if optional_body:
@@ -107,7 +116,7 @@ def describe(
 
 def _answer(namespace: Namespace, status: int, model: str) -> Callable[[Method], Method]:
     phrase = HTTPStatus(status).phrase
-    headers = HEADERS.get(status, {}) | (TAG if model in RECORDS else {})
+    headers = HEADERS.get(status, {}) | (TAG if model in RECORDS else {}) | ALWAYS
     decorator: Callable[[Method], Method] = namespace.response(
         status, phrase, MODELS.get(model), headers=headers
     )
