@@ -62,7 +62,7 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     To be called before anything else hooks into requests: what that answers counts as well.
     """
-    if not logging.getLogger().handlers:
+    if not _root.handlers:
         configure_command(settings.log_level)
     metrics.init_app()
     transactions.on_retry.add(_count_retry)
@@ -80,7 +80,8 @@ def _note(response: Response) -> Response:
     """Keep what is known only while Flask has the request."""
     known = at_work.get()
     if known is not None:
-        known.route = request.url_rule.rule if request.url_rule is not None else None
+        rule = request.url_rule
+        known.route = None if rule is None else rule.rule
         known.token = getattr(g.get("token"), "name", None)
     return response
 
@@ -105,30 +106,54 @@ class Observed:
             return body
 
 
-_requests = logging.getLogger("rollcall.request")
-
-
 def served(known: Exchange, method: str | None, status: str) -> None:
     """Count and log a request that was answered; one that was not even HTTP has no method."""
     seconds = time.perf_counter() - known.started
     metrics.count_request(method, known.route, status, seconds)
     level = logging.DEBUG if known.route in PROBES else logging.INFO
-    if _requests.isEnabledFor(level):
-        said = {
-            "request_id": known.request_id,
-            "method": method,
-            "route": known.route,
-            "status": int(status),
-            "ms": round(seconds * 1000, 2),
-            "token": known.token,
-            "retries": known.retries,
-        }
-        # Not by info(): that would look for the line of code that called it.
-        record = _requests.makeRecord(_requests.name, level, "", 0, IN_WORDS, (said,), None)
-        _requests.handle(record)
+    if not _requests.isEnabledFor(level):
+        return
+    ms = round(seconds * 1000, 2)
+    for handler in _root.handlers:
+        if isinstance(handler, JsonStream):
+            handler.write_request(level, known, method, status, ms)
+            return
+    _requests.log(level, IN_WORDS, method, known.route, status, ms, known.token, known.retries)
 
 
-IN_WORDS = "request %(request_id)s: %(method)s %(route)s, %(status)s in %(ms)s ms"
+_root = logging.getLogger()
+_requests = logging.getLogger("rollcall.request")
+IN_WORDS = "%s %s: %s in %s ms, token %s, %s retries"
+
+
+class JsonStream(logging.StreamHandler):  # type: ignore[type-arg]
+    """Where the service's lines go. The one that is written most does without a log record.
+
+    The way of all others would take it five times as long, and a tenth of a request.
+    """
+
+    def write_request(
+        self, level: int, known: Exchange, method: str | None, status: str, ms: float
+    ) -> None:
+        """Write the line of a request. Of its fields clients choose the method alone."""
+        now = time.time()
+        line = (
+            f'{{"timestamp":"{_time(now)}","level":"{LEVELS[level]}","event":"request",'
+            f'"request_id":"{known.request_id}","method":{_quoted(method)},'
+            f'"route":{_quoted(known.route)},"status":{status},"ms":{ms},'
+            f'"token":{_quoted(known.token)},"retries":{known.retries}}}\n'
+        )
+        try:
+            with self.lock:  # type: ignore[union-attr]
+                self.stream.write(line)
+                self.stream.flush()
+        except OSError:
+            # As for all other lines: said on standard error, and no reason not to serve.
+            self.handleError(_requests.makeRecord("", level, "", 0, line, (), None))
+
+
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
+_quoted = lru_cache(maxsize=1024)(json.dumps)
 
 
 def configure_command(level: str) -> None:
@@ -141,17 +166,18 @@ def configure_command(level: str) -> None:
 def configure_service(level: str, shape: str, stream: TextIO) -> None:
     """Log one line an event to a stream; ``shape`` is json, console, or auto: as the stream is."""
     for_people = shape == "console" or (shape == "auto" and stream.isatty())
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(Lines(for_people, colors=stream.isatty()))
-    # Nobody reads them, and each line would pay for them.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if for_people:
+        handler: logging.Handler = logging.StreamHandler(stream)
+        handler.setFormatter(_formatter(*_console(colors=stream.isatty())))
+    else:
+        handler = JsonStream(stream)
+        handler.setFormatter(_formatter(_as_json))
     _log_to(handler, level)
 
 
 def _log_to(handler: logging.Handler, level: str) -> None:
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
+    _root.handlers[:] = [handler]
+    _root.setLevel(level)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -165,53 +191,20 @@ class Plain(logging.Formatter):
         return _harmless_lines(super().formatException(ei))
 
 
-class Lines(ProcessorFormatter):
-    """Every logger's lines: JSON, or for people, in colour or not."""
-
-    def __init__(self, for_people: bool, colors: bool) -> None:
-        self._shape = _console(colors) if for_people else [_as_json]
-        self._request = self._in_shape if for_people else _request_as_json
-        super().__init__(
-            foreign_pre_chain=[_stamp, add_log_level, add_logger_name, ExtraAdder(), _identify],
-            processors=[
-                ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                *self._shape,
-            ],
-        )
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name == _requests.name:
-            return self._request(record, record.args)
-        return super().format(record)
-
-    def _in_shape(self, record: logging.LogRecord, said: Any) -> str:
-        line: Any = {"timestamp": _time(record), "level": _level(record), "event": "request"}
-        line |= said
-        for processor in self._shape:
-            line = processor(None, "", line)
-        return str(line)
-
-
-def _request_as_json(record: logging.LogRecord, said: Any) -> str:
-    """Write the line that is written most, in a quarter of the time that json takes."""
-    return (
-        f'{{"timestamp":"{_time(record)}","level":"{_level(record)}","event":"request",'
-        f'"request_id":"{said["request_id"]}","method":{_quoted(said["method"])},'
-        f'"route":{_quoted(said["route"])},"status":{said["status"]},"ms":{said["ms"]},'
-        f'"token":{_quoted(said["token"])},"retries":{said["retries"]}}}'
+def _formatter(*shape: Processor) -> logging.Formatter:
+    """Return what gives every logger's lines the shape that the last of the processors makes."""
+    return ProcessorFormatter(
+        foreign_pre_chain=[_stamp, add_log_level, add_logger_name, ExtraAdder(), _identify],
+        processors=[
+            ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            *shape,
+        ],
     )
 
 
-_quoted = lru_cache(maxsize=1024)(json.dumps)
-
-
-def _level(record: logging.LogRecord) -> str:
-    return record.levelname.lower()
-
-
-def _time(record: logging.LogRecord) -> str:
-    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+def _time(seconds: float) -> str:
+    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03}Z"
 
 
 @lru_cache(maxsize=1)
@@ -220,7 +213,7 @@ def _second(seconds: int) -> str:
 
 
 def _stamp(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    event["timestamp"] = _time(event["_record"])
+    event["timestamp"] = _time(event["_record"].created)
     return event
 
 

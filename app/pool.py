@@ -25,13 +25,12 @@ class CountingPool(QueuePool):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._most = self.size() + self._max_overflow
         self._waiting = 0
         self._counting = threading.Lock()
         self.everyone.add(self)
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if self.checkedout() < self._most:
+        if self._overflow < self._max_overflow or self.checkedin():
             return super()._do_get()
         self._count(1)
         try:

@@ -235,7 +235,20 @@ def test_commands_log_in_words_on_standard_error(
     assert out == ""
     assert first == r"ERROR x: a Zebra\r\n{\x1b[31m\u2028\u202e\x85\ud800"
     assert all(line.startswith("    ") for line in traceback)
-    assert last.startswith("INFO rollcall.request: request the-id: GET None, 200 in ")
+    assert last.startswith("INFO rollcall.request: GET None: 200 in ")
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_not_to_serve(
+    client: FlaskClient, stream: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full, or a reader that is gone: it is said on standard error."""
+
+    def fail(text: str) -> int:
+        raise OSError("no space left")
+
+    stream.write = fail  # type: ignore[method-assign]
+    assert client.get("/api/v1/departments/7").status_code == 404
+    assert "no space left" in capsys.readouterr().err
 
 
 def test_an_application_sets_up_logging_where_nobody_has(
