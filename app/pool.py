@@ -21,6 +21,9 @@ class PoolState(NamedTuple):
 class CountingPool(QueuePool):
     """SQLAlchemy's pool, which counts the rest itself but not who waits."""
 
+    # SQLAlchemy's loggers say no more than warnings, unless they are asked to.
+    _sqla_logger_namespace = "sqlalchemy.pool.CountingPool"
+
     everyone: ClassVar[WeakSet[CountingPool]] = WeakSet()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

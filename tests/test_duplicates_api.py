@@ -515,4 +515,4 @@ def test_swagger_says_what_the_calls_take_and_give(client: FlaskClient) -> None:
     (body,) = [one for one in made["parameters"] if one.get("in") == "body"]
     assert body["required"] is False
     undo = paths["/merges/{id}/undo"]["post"]
-    assert set(undo["responses"]) == {"200", "401", "403", "404", "409", "503"}
+    assert set(undo["responses"]) == {"200", "401", "403", "404", "409", "429", "503"}
