@@ -32,6 +32,7 @@ from app.database import administering, bootstrap_database  # noqa: E402
 from app.db import db  # noqa: E402
 from app.errors import ConfigurationError  # noqa: E402
 from app.loopback import require_loopback  # noqa: E402
+from app.metrics import bring_up_to_date  # noqa: E402
 from migrations_bootstrap import BootstrapError  # noqa: E402
 
 try:
@@ -124,6 +125,11 @@ def post_fork(server, worker):
     if server.cfg.preload_app:
         with worker.app.wsgi().app_context():
             db.engine.dispose(close=False)
+
+
+def worker_exit(server, worker):
+    """Count what a worker did in its last second."""
+    bring_up_to_date()
 
 
 def child_exit(server, worker):

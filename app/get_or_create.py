@@ -245,9 +245,14 @@ def telling_of_contention(model: type[GetOrCreateMixin], records: int) -> Iterat
         raise
 
 
-def _tell(model: type[GetOrCreateMixin], outcome: str, records: int) -> None:
+def _tell(model: Any, outcome: str, records: int) -> None:
     for tell in on_outcome:
-        tell(inspect(model).local_table.name, outcome, records)
+        tell(_table_of(model), outcome, records)
+
+
+@lru_cache(maxsize=256)
+def _table_of(model: type[Any]) -> str:
+    return str(inspect(model).local_table.name)
 
 
 def _literal(column: Column[Any], value: Any) -> ColumnElement[Any]:

@@ -12,6 +12,9 @@ import math
 import os
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import (
@@ -117,7 +120,7 @@ def init_app() -> None:
 
 
 class _Children(dict[Any, Any]):
-    """A metric's children by their labels: prometheus_client's own look-up takes a lock."""
+    """A metric's children by their labels, which prometheus_client would look for with a lock."""
 
     def __init__(self, metric: Counter | Histogram) -> None:
         super().__init__()
@@ -131,8 +134,18 @@ _requests, _seconds = _Children(REQUESTS), _Children(SECONDS)
 _outcomes, _retries = _Children(OUTCOMES), _Children(RETRIES)
 
 
+# What was counted, and is not in the metrics yet: several writes to a file for each count, which
+# take thrice as long in the middle of a request as one after the other.
+_pending: deque[tuple[Any, ...]] = deque()
+MOST_PENDING = 1000
+
+
 def count_request(method: str | None, route: str | None, status: str, seconds: float) -> None:
     """Count an answer; ``route`` is the rule that matched, if one did."""
+    _put_off(_count_request, method, route, status, seconds)
+
+
+def _count_request(method: str | None, route: str | None, status: str, seconds: float) -> None:
     rule = route or NO_ROUTE
     _requests[method if method in METHODS else "other", rule, status].inc()
     _seconds[(rule,)].observe(seconds)
@@ -145,11 +158,32 @@ def count_retry(sqlstate: str | None) -> None:
 
 def count_outcome(table: str, outcome: str, records: int) -> None:
     """Count records that were got or created."""
+    _put_off(_count_outcome, table, outcome, records)
+
+
+def _count_outcome(table: str, outcome: str, records: int) -> None:
     _outcomes[table, outcome].inc(records)
 
 
-def sample_pools() -> None:
-    """Note the state of this process's pools."""
+def _put_off(count: Callable[..., None], *what: Any) -> None:
+    _pending.append((count, *what))
+    if len(_pending) >= MOST_PENDING:
+        _catch_up()
+
+
+def _catch_up() -> None:
+    with suppress(IndexError):  # nothing is left, or another thread took it
+        while True:
+            count, *what = _pending.popleft()
+            count(*what)
+
+
+def bring_up_to_date() -> None:
+    """Put into the metrics what this process has counted, and the state of its pools.
+
+    To be called every second, and at the process's end.
+    """
+    _catch_up()
     state = CountingPool.state()
     CONNECTIONS.labels("in_use").set(state.in_use)
     CONNECTIONS.labels("idle").set(state.idle)
@@ -158,7 +192,7 @@ def sample_pools() -> None:
 
 def exposition() -> bytes:
     """Return all metrics of all workers as Prometheus reads them."""
-    sample_pools()
+    bring_up_to_date()
     registry = _registry()
     _tables.look_if_due(registry)
     return generate_latest(registry)

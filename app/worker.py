@@ -26,7 +26,7 @@ from app.api.errors import Problem, http_problem, problem_of
 from app.config import load_settings
 from app.connection import Connection
 from app.headers import with_ours
-from app.metrics import sample_pools
+from app.metrics import bring_up_to_date
 from app.observability import REQUEST_ID, Exchange, configure_service, served
 
 LET_OTHERS_GO_FIRST = 0.001  # seconds
@@ -311,13 +311,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def murder_keepalived(self, force: bool = False) -> None:
         """Give up, about once a second, the connections that have waited too long, or all.
 
-        And tell the metrics what the pools are like.
+        And bring the metrics up to date.
         """
         now = time.monotonic()
         if now < self.next_look and self.alive:
             return
         self.next_look = now + LOOK_EVERY
-        sample_pools()
+        bring_up_to_date()
         for connection in list(self.waiting):
             if force:
                 self._close(connection)

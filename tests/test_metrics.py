@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 def value(name: str, **labels: str) -> float:
     """Return what this process has counted."""
+    metrics.bring_up_to_date()
     return OUR_OWN.get_sample_value(name, labels) or 0.0
 
 
@@ -116,6 +117,18 @@ def test_outcomes_are_counted_by_table(client: FlaskClient, gained: Callable[...
     assert outcomes() == [2, 5, 4, 1]
 
 
+def test_counts_do_not_pile_up(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, gained: Callable[..., float]
+) -> None:
+    """Where nobody brings them in every second, every so many do."""
+    monkeypatch.setattr(metrics, "MOST_PENDING", 3)
+    gained("rollcall_requests_total", method="GET", route="/healthz", status="200")
+    for expected in (1, 2, 0, 1):
+        client.get("/healthz")
+        assert len(metrics._pending) == expected
+    assert gained("rollcall_requests_total", method="GET", route="/healthz", status="200") == 4
+
+
 def test_what_is_given_up_is_contention(
     make_app: Callable[..., Flask], gained: Callable[..., float]
 ) -> None:
@@ -166,7 +179,6 @@ def test_a_pool_knows_who_waits_for_it(database_url: str) -> None:
         thread.start()
     eventually(lambda: CountingPool.state().waiting == before.waiting + 3)
     assert CountingPool.state().in_use == before.in_use + 1
-    metrics.sample_pools()
     assert value("rollcall_pool_waiting") == before.waiting + 3
     assert value("rollcall_pool_connections", state="in_use") == before.in_use + 1
     held.close()
@@ -287,6 +299,7 @@ def test_the_counts_of_all_workers_add_up(service: Service, folder: Path) -> Non
 
     sent = 0
     eventually(both_have_counted)
+    eventually(lambda: counted(service) == sent)  # a worker catches up every second
     assert [counted(service) for _ in range(5)] == [sent] * 5
     assert scraped(ask(service, "/metrics"))[key("rollcall_guarded", table="employee")] == 1
     kill_worker(service)
