@@ -19,6 +19,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, NullPool, create_engine, make_url
 
 from app.db import db
+from app.models import NATURAL_KEYS
+from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer, EmbeddedServerError
 from tests.conftest import cloned, numbers, unguard
 from tests.races import eventually, terminate_backends
@@ -80,10 +82,20 @@ def test_a_schema_that_is_behind_is_not_ready(
     assert "run flask init-db" in answer.get_json()["detail"]
 
 
+@pytest.fixture(scope="module")
+def sound_template(server: EmbeddedServer) -> str:
+    """A database that is up to date, and that nobody is connected to."""
+    url = server.url("sound_template")
+    bootstrap(url, NATURAL_KEYS)
+    return url
+
+
 @pytest.fixture
-def own_database(administrator: Engine, guarded_url: str, server: EmbeddedServer) -> Iterator[str]:
+def own_database(
+    administrator: Engine, sound_template: str, server: EmbeddedServer
+) -> Iterator[str]:
     """A database that is up to date, for a test to spoil."""
-    with cloned(administrator, guarded_url, server.url(f"own_{next(numbers)}")) as url:
+    with cloned(administrator, sound_template, server.url(f"own_{next(numbers)}")) as url:
         yield url
 
 

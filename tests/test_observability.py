@@ -85,8 +85,11 @@ def test_the_line_of_a_request_says_what_was_asked_and_answered(
     assert (probe["level"], probe["route"], probe["status"]) == ("debug", "/readyz", 200)
 
 
-def test_the_name_of_the_token_is_in_the_line(app: Flask, stream: io.StringIO) -> None:
+def test_the_name_of_the_token_is_in_the_line(
+    make_app: Callable[..., Flask], database_url: str, stream: io.StringIO
+) -> None:
     """The name only, quoted."""
+    app = make_app(database_url)
 
     @app.before_request
     def authenticate() -> None:
