@@ -247,3 +247,36 @@ def test_a_body_of_unannounced_length_is_read_only_where_the_server_ends_it(
             environ_overrides={"wsgi.input_terminated": ends},
         )
         assert answer.status_code == status
+
+
+class HungUp:
+    """What comes of a client that hangs up: the server's own error, when it is read."""
+
+    def read(self, size: int) -> bytes:
+        raise OSError
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "status"),
+    [
+        (io.BytesIO(b'{"name": "A"}'), "100", 400),
+        (io.BytesIO(b" " * 5000), "", 413),
+        (HungUp(), "10", 400),
+    ],
+)
+def test_a_body_is_read_as_strictly_behind_another_server(
+    make_app: Callable[..., Flask], database_url: str, body: Any, length: str, status: int
+) -> None:
+    """One that reads no further than it is asked to."""
+    client = make_app(database_url, ROLLCALL_MAX_BODY="4096").test_client()
+    answer = client.post(
+        "/api/v1/departments",
+        content_type="application/json",
+        headers={} if length else {"Transfer-Encoding": "chunked"},
+        environ_overrides={
+            "wsgi.input": body,
+            "wsgi.input_terminated": True,
+            "CONTENT_LENGTH": length,
+        },
+    )
+    assert answer.status_code == status

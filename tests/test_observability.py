@@ -209,7 +209,7 @@ def test_people_get_lines_that_no_client_can_make_up(colors: bool, logging_resto
     try:
         raise LookupError(NASTY)
     except LookupError:
-        logging.getLogger("x").exception("a %s", NASTY, extra={"more": NASTY})
+        logging.getLogger("x").exception("a %s", NASTY, extra={"more": NASTY, "attempt": 1})
     with Exchange("the-id") as known:
         observability.served(known, NASTY, "400")
     text = stream.getvalue()
