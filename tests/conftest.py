@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Connection, Engine, create_engine, func, make_url, select, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    NullPool,
+    create_engine,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from app import create_app
@@ -152,6 +161,14 @@ def unguard(url: str) -> None:
                 " WHERE duplicate_of_id IS NULL"
             )
     engine.dispose()
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run statements on a database, each on its own, and leave it."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
 
 
 def empty(url: str) -> None:

@@ -8,7 +8,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from sqlalchemy import make_url
+import pytest
+from sqlalchemy import create_engine, make_url, text
 
 
 class LossyProxy:
@@ -90,6 +91,21 @@ class LossyProxy:
                     break
         client.close()
         server.close()
+
+
+@contextlib.contextmanager
+def before_each_rerun(url: str, sql: str) -> Iterator[None]:
+    """Have somebody else run a statement before a transaction of ours is run again."""
+    direct = create_engine(url)
+
+    def act(*arguments: object) -> None:
+        with direct.begin() as connection:
+            connection.execute(text(sql))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.transactions._log_retry", act)
+        yield
+    direct.dispose()
 
 
 @contextlib.contextmanager

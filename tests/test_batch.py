@@ -25,7 +25,7 @@ from app.natural_key import normalise
 from app.transactions import RetryPolicy
 from tests.conftest import count, stranger_with_a_tag, waits
 from tests.other_models import Badge, Basket, Car, Legacy, Stamp, Tag
-from tests.proxy import lossy_proxy
+from tests.proxy import before_each_rerun, lossy_proxy
 from tests.races import eventually, inserts_held, together
 
 
@@ -351,18 +351,10 @@ def test_a_lost_reply_to_the_commit_does_not_make_created_wrong(
     """Not even where somebody renamed one of the rows before the re-run."""
     with lossy_proxy(either_url) as (proxy, url), make_app(url).app_context():
         Department.get_or_create_many([{"name": "Warm"}])
-        direct = create_engine(either_url)
         proxy.lose_reply_to = b"COMMIT"
-
-        def rename(*arguments: object) -> None:
-            with direct.begin() as connection:
-                connection.execute(text("UPDATE department SET name = 'New' WHERE name = 'Old'"))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("app.transactions._log_retry", rename)
-            names = ("Old", "Warm", "Other")
+        names = ("Old", "Warm", "Other")
+        with before_each_rerun(either_url, "UPDATE department SET name = 'New' WHERE name = 'Old'"):
             results = Department.get_or_create_many([{"name": name} for name in names])
-        direct.dispose()
 
         assert proxy.lost == 1
         assert [(department.name, created) for department, created in results] == [

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from app.db import db
-from tests.proxy import lossy_proxy
+from tests.proxy import before_each_rerun, lossy_proxy
 from tests.races import together
 from tests.test_departments import mark_as_duplicate
 from tests.test_directory import lose_the_commit
@@ -250,27 +250,20 @@ def test_a_lost_reply_to_ones_own_change_is_no_412(
 
 
 def test_a_change_of_ones_own_that_was_changed_since_is_not_made_again(
-    make_app: Callable[..., Flask], either_url: str, monkeypatch: pytest.MonkeyPatch
+    make_app: Callable[..., Flask], either_url: str
 ) -> None:
     """Its reply was lost, and somebody else has seen and changed it: theirs stays."""
-    direct = create_engine(either_url)
-
-    def promote(*arguments: object) -> None:
-        with direct.begin() as connection:
-            sql = "UPDATE employee SET title = title || ' Cook', updated_at = now()"
-            connection.execute(text(sql))
-
+    promotion = "UPDATE employee SET title = title || ' Cook', updated_at = now()"
     with lossy_proxy(either_url) as (proxy, url):
         client = make_app(url).test_client()
         made = client.post(EMPLOYEES, json={"name": "Ann", "department": "Research"})
-        monkeypatch.setattr("app.transactions._log_retry", promote)
         lose_the_commit(proxy)
         headers = {"If-Match": made.headers["ETag"]}
-        answer = client.patch(ANN, json={"title": "Chief"}, headers=headers)
+        with before_each_rerun(either_url, promotion):
+            answer = client.patch(ANN, json={"title": "Chief"}, headers=headers)
         assert_precondition_failed(answer)
         assert client.get(ANN).get_json()["title"] == "Chief Cook"
         assert proxy.lost == 1
-    direct.dispose()
 
 
 def test_a_tag_does_not_depend_on_how_the_record_was_read(client: FlaskClient, tag: str) -> None:

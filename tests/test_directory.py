@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -20,7 +20,7 @@ from app.batch import Row
 from app.db import db
 from app.errors import DepartmentNotEmpty, InvalidInput, NaturalKeyTaken, RecordNotFound
 from app.models import Department, Employee
-from tests.proxy import LossyProxy, lossy_proxy
+from tests.proxy import LossyProxy, before_each_rerun, lossy_proxy
 from tests.races import inserts_held, terminate_backends, together
 
 
@@ -66,21 +66,14 @@ def test_a_lost_reply_to_a_change_is_run_again(make_app: Any, database_url: str)
 
 
 def test_a_change_whose_row_was_deleted_before_the_rerun_happened_all_the_same(
-    make_app: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
+    make_app: Any, database_url: str
 ) -> None:
     """It was committed, its reply was lost, and somebody deleted the row then."""
-    direct = create_engine(database_url)
-
-    def delete_all(*arguments: object) -> None:
-        with direct.begin() as connection:
-            connection.execute(text("DELETE FROM department"))
-
     with lossy_proxy(database_url) as (proxy, url), make_app(url).app_context():
         id = directory.create_department("Old")[0]["id"]
         lose_the_commit(proxy)
-        monkeypatch.setattr("app.transactions._log_retry", delete_all)
-        assert directory.update(Department, id, {"name": "New"}).name == "New"
-    direct.dispose()
+        with before_each_rerun(database_url, "DELETE FROM department"):
+            assert directory.update(Department, id, {"name": "New"}).name == "New"
 
 
 def test_two_renames_onto_one_name_cannot_both_win(

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, create_engine
 
 from app.cli.long_work import interruptible
 from migrations_bootstrap import upgrade
-from tests.conftest import waits
+from tests.conftest import execute, waits
 from tests.legacy import LegacyRows
 from tests.races import eventually
 from tests.test_cli import FLASK, ROOT, flask, flask_on_a_terminal
@@ -52,14 +52,6 @@ def report(runner: FlaskCliRunner, *arguments: str) -> str:
 
 def report_json(runner: FlaskCliRunner, *arguments: str) -> Any:
     return json.loads(report(runner, "--json", *arguments))
-
-
-def run(url: str, *statements: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
 
 
 def test_the_report_is_a_table_for_people(runner: FlaskCliRunner) -> None:
@@ -151,7 +143,7 @@ def test_csv_goes_alone(runner: FlaskCliRunner) -> None:
 
 def test_near_duplicates_are_suggested(own_runner: FlaskCliRunner, fresh_database: str) -> None:
     """With a score, both rows and the reasons; in a table and as JSON, where they are wanted."""
-    run(
+    execute(
         fresh_database,
         "INSERT INTO department (name) VALUES ('Sales')",
         "INSERT INTO employee (department_id, name) VALUES (1, 'Ann Lee'), (1, 'Lee, Ann')",
@@ -186,7 +178,7 @@ def test_it_says_where_not_all_was_compared(
 ) -> None:
     """Suggestions may be missing then."""
     monkeypatch.setattr("app.duplicates.near.MOST_ROWS", 1)
-    run(fresh_database, "INSERT INTO department (name) VALUES ('Sales'), ('SALES')")
+    execute(fresh_database, "INSERT INTO department (name) VALUES ('Sales'), ('SALES')")
     printed = report(own_runner, "--near", "--table", "department")
     assert "No near duplicates among 2 keys of department.\n" in printed
     assert "Not all is compared: 1 set of similar keys had too many.\n" in printed
@@ -196,14 +188,16 @@ def test_it_says_what_is_marked_and_what_to_do_next(
     own_runner: FlaskCliRunner, fresh_database: str
 ) -> None:
     """Guard first, then merge."""
-    run(fresh_database, "INSERT INTO department (name) SELECT 'Sales' FROM generate_series(1, 30)")
+    execute(
+        fresh_database, "INSERT INTO department (name) SELECT 'Sales' FROM generate_series(1, 30)"
+    )
     printed = report(own_runner)
     assert "30 rows, 1 group of duplicates, 29 redundant rows.\n" in printed
     assert ", 20, 21 and 9 more " in printed
     assert printed.endswith(
         "Next: run flask duplicates guard, so that no more can come; it merges nothing.\n"
     )
-    run(fresh_database, "UPDATE department SET duplicate_of_id = 1 WHERE id > 1")
+    execute(fresh_database, "UPDATE department SET duplicate_of_id = 1 WHERE id > 1")
     printed = report(own_runner)
     assert "29 redundant rows, 29 of them marked and not merged yet.\n" in printed
     assert " has duplicates " in printed

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import (
     Engine,
-    create_engine,
     event,
     inspect,
     select,
@@ -33,7 +32,7 @@ from app.models import Department, Employee
 from app.natural_key import normalise
 from tests.conftest import count, stranger_with_a_tag, waits
 from tests.other_models import Fussy, Legacy, Tag
-from tests.proxy import lossy_proxy
+from tests.proxy import before_each_rerun, lossy_proxy
 from tests.races import eventually, inserts_meet, together
 
 
@@ -317,21 +316,14 @@ def test_a_lost_reply_to_a_look_up_does_not_make_created_wrong(
 
 
 def test_a_row_renamed_before_the_rerun_is_found_by_its_token(
-    make_app: Callable[..., Flask], either_url: str, monkeypatch: pytest.MonkeyPatch
+    make_app: Callable[..., Flask], either_url: str
 ) -> None:
     """The reply was lost, and somebody renamed the row before the re-run: it is still ours."""
     with lossy_proxy(either_url) as (proxy, url), make_app(url).app_context():
         Department.get_or_create(name="Warm")
         proxy.lose_reply_to = b"EXECUTE"
-        direct = create_engine(either_url)
-
-        def rename(*arguments: object) -> None:
-            with direct.begin() as connection:
-                connection.execute(text("UPDATE department SET name = 'New' WHERE name = 'Old'"))
-
-        monkeypatch.setattr("app.transactions._log_retry", rename)
-        department, created = Department.get_or_create(name="Old")
-        direct.dispose()
+        with before_each_rerun(either_url, "UPDATE department SET name = 'New' WHERE name = 'Old'"):
+            department, created = Department.get_or_create(name="Old")
 
         assert (department.name, created) == ("New", True)
         assert count(Department) == 2

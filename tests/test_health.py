@@ -22,7 +22,7 @@ from app.db import db
 from app.models import NATURAL_KEYS
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer, EmbeddedServerError
-from tests.conftest import cloned, numbers, unguard
+from tests.conftest import cloned, execute, numbers, unguard
 from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, serving
 from tests.test_cli import flask
@@ -97,13 +97,6 @@ def own_database(
     """A database that is up to date, for a test to spoil."""
     with cloned(administrator, sound_template, server.url(f"own_{next(numbers)}")) as url:
         yield url
-
-
-def execute(url: str, *statements: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
 
 
 def readyz(app: Flask) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import create_engine, inspect, select, text
+from sqlalchemy import inspect, select
 
 from app import tokens
 from app.call import read_call
@@ -18,7 +18,7 @@ from app.db import db
 from app.models import Department, Employee
 from app.statement import plan_for, plan_for_token, shape_of, tokens_of, values_of
 from tests.conftest import count
-from tests.proxy import lossy_proxy
+from tests.proxy import before_each_rerun, lossy_proxy
 from tests.races import inserts_held, inserts_meet, started, together
 from tests.test_departments import mark_as_duplicate
 
@@ -317,48 +317,33 @@ def test_a_request_that_is_sent_again_waits_for_the_first(racing: Flask) -> None
     assert answers[0].text == answers[1].text
 
 
-def test_a_lost_reply_is_no_other_request(
-    make_app: Callable[..., Flask], either_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_reply_is_no_other_request(make_app: Callable[..., Flask], either_url: str) -> None:
     """The row was created, the reply was lost, and somebody has renamed it since."""
-    direct = create_engine(either_url)
-
-    def rename(*arguments: object) -> None:
-        with direct.begin() as connection:
-            connection.execute(text("UPDATE department SET name = 'New' WHERE name = 'Old'"))
-
+    renaming = "UPDATE department SET name = 'New' WHERE name = 'Old'"
     with lossy_proxy(either_url) as (proxy, url):
         client = make_app(url).test_client()
         create(client, {"name": "Warm"}, "warm", DEPARTMENTS)
         proxy.lose_reply_to = b"EXECUTE"
-        monkeypatch.setattr("app.transactions._log_retry", rename)
-        for _ in range(2):
-            answer = create(client, {"name": "Old"}, url=DEPARTMENTS)
-            assert (answer.status_code, answer.get_json()["name"]) == (201, "New")
+        with before_each_rerun(either_url, renaming):
+            for _ in range(2):
+                answer = create(client, {"name": "Old"}, url=DEPARTMENTS)
+                assert (answer.status_code, answer.get_json()["name"]) == (201, "New")
         assert proxy.lost == 1
-    direct.dispose()
 
 
 def test_a_new_row_that_was_merged_before_the_rerun_leads_to_the_one_that_is_kept(
-    make_app: Callable[..., Flask], either_url: str, monkeypatch: pytest.MonkeyPatch
+    make_app: Callable[..., Flask], either_url: str
 ) -> None:
     """Without any key of the client's: the call's own token is taken, and no loop is made of it."""
-    direct = create_engine(either_url)
-
-    def merge(*arguments: object) -> None:
-        with direct.begin() as connection:
-            sql = "UPDATE department SET name = 'Old one', duplicate_of_id = 1 WHERE name = 'Old'"
-            connection.execute(text(sql))
-
+    merge = "UPDATE department SET name = 'Old one', duplicate_of_id = 1 WHERE name = 'Old'"
     with lossy_proxy(either_url) as (proxy, url):
         client = make_app(url).test_client()
         client.post(DEPARTMENTS, json={"name": "Kept"})
         proxy.lose_reply_to = b"EXECUTE"
-        monkeypatch.setattr("app.transactions._log_retry", merge)
-        answer = client.post(DEPARTMENTS, json={"name": "Old"})
+        with before_each_rerun(either_url, merge):
+            answer = client.post(DEPARTMENTS, json={"name": "Old"})
         assert (answer.status_code, answer.get_json()["name"]) == (201, "Kept")
         assert proxy.lost == 1
-    direct.dispose()
 
 
 def test_a_token_has_a_part_for_the_request_and_one_for_the_record() -> None:

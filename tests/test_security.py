@@ -149,11 +149,17 @@ def test_a_header_that_shows_no_valid_token_is_refused(
     app: Flask, held: dict[str, Headers], value: str
 ) -> None:
     """Repeated, huge, not of ASCII, or of another form: 401, for which nobody asks the database."""
+    answer = refused(app, held, value)
+    assert answer.headers["WWW-Authenticate"].startswith(CHALLENGE)
+
+
+def refused(app: Flask, held: dict[str, Headers], value: str) -> Any:
+    """Send a header in which {} is a valid token; see that it is refused, and return the answer."""
     valid = held["admin"]["Authorization"].removeprefix("Bearer ")
     environ = {"HTTP_AUTHORIZATION": value.replace("{}", valid)}
     answer = app.test_client().get(EMPLOYEES, environ_overrides=environ)
     assert_problem(answer, 401, "unauthorized")
-    assert answer.headers["WWW-Authenticate"].startswith(CHALLENGE)
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -165,10 +171,7 @@ def test_another_kind_of_credentials_is_none(
     app: Flask, held: dict[str, Headers], value: str
 ) -> None:
     """Only bearer tokens are taken."""
-    valid = held["admin"]["Authorization"].removeprefix("Bearer ")
-    environ = {"HTTP_AUTHORIZATION": value.replace("{}", valid)}
-    answer = app.test_client().get(EMPLOYEES, environ_overrides=environ)
-    assert_problem(answer, 401, "unauthorized")
+    refused(app, held, value)
 
 
 def test_a_token_elsewhere_is_not_looked_at(app: Flask, held: dict[str, Headers]) -> None:
