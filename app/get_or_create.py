@@ -184,11 +184,8 @@ def find_or_create(
         again = plan_for(shape_of(model, call, by_token=True), engine.dialect)
         return again.text, again.parameters(values_of(call, by_token=True))
 
-    try:
+    with telling_of_contention(model, 1):
         found = look_again(lambda: _execute(model, engine, statement, plan))
-    except ContentionError:
-        _tell(model, "contention", 1)
-        raise
     if found is None:
         raise NotStored
     _tell(model, "created" if found[1] else "existing", 1)
@@ -237,7 +234,7 @@ def tell_outcomes(model: type[GetOrCreateMixin], created: Sequence[bool]) -> Non
 
 @contextmanager
 def telling_of_contention(model: type[GetOrCreateMixin], records: int) -> Iterator[None]:
-    """Tell whoever asked of a list that is given up."""
+    """Tell whoever asked of records that are given up."""
     try:
         yield
     except ContentionError:

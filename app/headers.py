@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 from flask_cors import CORS
 from secure import (
     ContentSecurityPolicy,
@@ -22,6 +22,7 @@ from secure import (
 )
 
 from app.config import Settings
+from app.security import is_preflight
 
 Headers = list[tuple[str, str]]
 
@@ -134,7 +135,7 @@ def _share(app: Flask, origins: tuple[str, ...]) -> None:
 
 def _answer_preflight() -> Response | None:
     """Answer what a browser asks before a call: it sends no token with it."""
-    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+    if is_preflight():
         response = Response(status=204)
         del response.headers["Content-Type"]
         return response

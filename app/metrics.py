@@ -147,8 +147,13 @@ def count_request(method: str | None, route: str | None, status: str, seconds: f
 
 def _count_request(method: str | None, route: str | None, status: str, seconds: float) -> None:
     rule = route or NO_ROUTE
-    _requests[method if method in METHODS else "other", rule, status].inc()
+    _requests[label_of(method), rule, status].inc()
     _seconds[(rule,)].observe(seconds)
+
+
+def label_of(method: str | None) -> str:
+    """Return what stands for a method: itself, if it is one of the few that there are."""
+    return method if method in METHODS else "other"
 
 
 def count_retry(sqlstate: str | None) -> None:

@@ -16,6 +16,7 @@ from app.errors import ContentionError
 from app.models import NATURAL_KEYS
 from app.transactions import (
     CANNOT_CONNECT_NOW,
+    INSUFFICIENT_PRIVILEGE,
     LOCK_NOT_AVAILABLE,
     TOO_MANY_CONNECTIONS,
     RetryPolicy,
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 PROBE = RetryPolicy(attempts=3, deadline=1.0, lock_timeout=0.5, statement_timeout=1.0)
-INSUFFICIENT_PRIVILEGE = "42501"
 QUERY_CANCELED = "57014"
 
 

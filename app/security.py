@@ -48,12 +48,13 @@ def init_app(app: Flask, settings: Settings, preflights: bool = False) -> None:
     def ask_for_token() -> None:
         g.token = None
         scope = required_scope(request.endpoint, request.method)
-        if settings.auth == "off" or scope is None or (preflights and _is_preflight()):
+        if settings.auth == "off" or scope is None or (preflights and is_preflight()):
             return
         _authorize(scope)
 
 
-def _is_preflight() -> bool:
+def is_preflight() -> bool:
+    """Tell whether the request is what a browser asks before a call of another origin's page."""
     return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
 
 

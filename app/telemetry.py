@@ -19,7 +19,7 @@ from flask import Flask
 
 from app.config import Settings
 from app.errors import ConfigurationError
-from app.metrics import METHODS, NO_ROUTE
+from app.metrics import NO_ROUTE, label_of
 from app.observability import at_work
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ class Traced:
             status = int(line[:3])
             return start_response(line, headers, *error)
 
-        method = environ["REQUEST_METHOD"]
-        method = method if method in METHODS else "other"
+        method = label_of(environ["REQUEST_METHOD"])
         caller = self._callers.extract({"traceparent": environ.get("HTTP_TRACEPARENT", "")})
         with self._begun().start_as_current_span(
             method,

@@ -1,7 +1,8 @@
 """Who may use the service, and for what: tokens in the default database. Knows no HTTP.
 
 A token is shown once, when it is issued, and only its SHA-256 is stored. It is 256 random bits, so
-that neither a salt nor a slow hash would make it any harder to guess.
+that neither a salt nor a slow hash would make it any harder to guess. For a token that an operator
+has brought along (see ``token_file``) that is as true as it was made at random.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from app.db import db
 from app.directory import read
 from app.errors import DatabaseAway, TokenNameTaken, UnknownTable, UnknownToken, UnusableName
 from app.natural_key import normalise
-from app.transactions import RetryPolicy
+from app.transactions import INSUFFICIENT_PRIVILEGE, RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ _unmarked = (
 )
 NOTE = update(token).where(token.c.id.in_(_unmarked)).values(last_used_on=TODAY)
 
-UNDEFINED_TABLE, INSUFFICIENT_PRIVILEGE = "42P01", "42501"
+UNDEFINED_TABLE = "42P01"
 
 
 @contextmanager

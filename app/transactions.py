@@ -45,6 +45,7 @@ UNIQUE_VIOLATION = "23505"
 READ_ONLY_TRANSACTION = "25006"
 CANNOT_CONNECT_NOW = "57P03"
 TOO_MANY_CONNECTIONS = "53300"
+INSUFFICIENT_PRIVILEGE = "42501"
 
 LOST_THE_RACE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
 
@@ -296,7 +297,7 @@ def _send(
     has done nothing, and the statement is sent in full.
     """
     driver: Any = connection.dbapi_connection
-    prepared: Prepared = connection.info.setdefault("rollcall_prepared", {})
+    prepared = _prepared_on(connection)
     sql = _sql_to_send(prepared, text)
     try:
         return _rows(driver, beginning + sql, parameters)
@@ -309,6 +310,11 @@ def _send(
         elif state == FEATURE_NOT_SUPPORTED:
             prepared[text.name] = False
     return _rows(driver, beginning + text.sql, parameters)
+
+
+def _prepared_on(connection: Connection | PoolProxiedConnection) -> Prepared:
+    prepared: Prepared = connection.info.setdefault("rollcall_prepared", {})
+    return prepared
 
 
 def _sql_to_send(prepared: Prepared, text: StatementText) -> str:
@@ -325,7 +331,7 @@ def execute_prepared(connection: Connection, sql: str, parameters: Mapping[str, 
     Where the server has it under another name or none, as behind a pooler, the transaction has
     failed: raises LostRace, and it is sent in full when the transaction is run again.
     """
-    prepared: Prepared = connection.info.setdefault("rollcall_prepared", {})
+    prepared = _prepared_on(connection)
     text = _statement_text(sql, tuple(parameters))
     try:
         return connection.exec_driver_sql(_sql_to_send(prepared, text), dict(parameters))

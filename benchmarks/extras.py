@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import psutil
 
 from benchmarks import table
-from benchmarks.load import wrk
 from benchmarks.measure import Bench
 from benchmarks.plan import MAIN_SIZE
 from benchmarks.processes import BenchmarkError, run
@@ -153,10 +152,7 @@ class Extras(Bench):
         sent, rate = 0, 1_000.0
         while sent < wanted:
             seconds = min(10.0, (wanted - sent) / rate + 1)
-            names = self.names(MAIN_SIZE)
-            load = wrk(service.url, "mixed", names, seconds)
-            if any(load.errors.values()) or not load.requests:
-                raise BenchmarkError(f"under load: {load}")
+            load = self.load(service, "mixed", seconds)
             sent, rate = sent + load.requests, load.per_second
         return sent
 

@@ -10,7 +10,7 @@ from benchmarks import table
 from benchmarks.load import Load, wrk
 from benchmarks.peers.statement import ask
 from benchmarks.pgbench import pgbench
-from benchmarks.plan import Plan
+from benchmarks.plan import MAIN_SIZE, Plan
 from benchmarks.postgres import Databases
 from benchmarks.processes import BenchmarkError
 from benchmarks.results import Measurement, Results
@@ -49,6 +49,13 @@ class Bench:
             names = self.databases.ask(table.sample_sql(rows))
             path.write_text("\n".join(name for (name,) in names))
         return path
+
+    def load(self, service: Service, workload: str, seconds: float) -> Load:
+        """Put load on a service with a table of the main size. Raises BenchmarkError for errors."""
+        load = wrk(service.url, workload, self.names(MAIN_SIZE), seconds, service.token)
+        if any(load.errors.values()) or not load.requests:
+            raise BenchmarkError(f"under load: {load}")
+        return load
 
     def _visit(self, peer: Peer, round_: int, rows: int, workloads: Sequence[str]) -> None:
         with self.databases.copy(peer, rows) as database:

@@ -7,10 +7,9 @@ import statistics
 from contextlib import ExitStack
 from dataclasses import replace
 
-from benchmarks.load import wrk
 from benchmarks.measure import Bench
 from benchmarks.plan import MAIN_SIZE
-from benchmarks.processes import BenchmarkError, run
+from benchmarks.processes import run
 from benchmarks.roster import PEERS, Peer, program
 from benchmarks.services import Service, serving
 
@@ -54,7 +53,4 @@ class Production(Bench):
         return stack.enter_context(serving(peer, url, database, log, token, **environment))
 
     def _rate(self, service: Service, workload: str) -> float:
-        load = wrk(service.url, workload, self.names(MAIN_SIZE), SECONDS, service.token)
-        if any(load.errors.values()) or not load.requests:
-            raise BenchmarkError(f"under load: {load}")
-        return load.per_second
+        return self.load(service, workload, SECONDS).per_second

@@ -11,9 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from benchmarks.load import wrk
 from benchmarks.measure import Bench
-from benchmarks.plan import MAIN_SIZE
 from benchmarks.processes import BenchmarkError
 from benchmarks.roster import PEERS, PROJECT, program
 from benchmarks.services import Service, serving
@@ -121,10 +119,7 @@ class Road(Bench):
         return max(during) / before
 
     def _p99(self, service: Service, seconds: float) -> float:
-        load = wrk(service.url, "new", self.names(MAIN_SIZE), seconds)
-        if any(load.errors.values()) or not load.requests:
-            raise BenchmarkError(f"under load: {load}")
-        return load.p99
+        return self.load(service, "new", seconds).p99
 
 
 def legacy_sql(rows: int) -> tuple[str, ...]:
