@@ -319,6 +319,23 @@ def test_connections_that_hold_much_are_few(idler: Worker, monkeypatch: pytest.M
         assert len(everything(other)) < 50_000_000
 
 
+def test_the_next_request_is_awaited_once_an_answer_is_taken(idler: Worker) -> None:
+    """However many times the socket was full until then."""
+    connection, client = waiting(idler, b"")
+    with client:
+        connection.sock.sendall(b"x" * 50_000_000)
+        idler._wait_no_more(connection)
+        idler._send(connection)
+        received = 0
+        while connection.sock.left:
+            idler._write(connection)
+            received += len(client.recv(1 << 20))
+        while received < 50_000_000:
+            received += len(client.recv(1 << 20))
+        assert idler.waiting[connection] == idler._read
+        assert not idler.large
+
+
 def test_a_client_that_goes_away_is_let_go(idler: Worker) -> None:
     """While it sends, waits to be told to go on, has an answer coming, or should hang up."""
     (sending, client), (told, other), (answered, third), (ending, last) = (
