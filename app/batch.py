@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import inspect
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.call import Call
@@ -23,7 +23,7 @@ from app.statement import (
     plan_for_many,
     sql_name,
 )
-from app.transactions import LOCK_NOT_AVAILABLE, RetryPolicy, limits, sqlstate
+from app.transactions import LOCK_NOT_AVAILABLE, RetryPolicy, begin, limits, sqlstate
 
 Row = Mapping[str, Any]
 
@@ -62,9 +62,9 @@ def _send(
     """Return the rows that were found or created, by the place of their call."""
     connection = session.connection()
     plan = plan_for_many(shape, connection.dialect)
-    result = connection.exec_driver_sql(
-        plan.text.sql, _with_texts(plan.parameters(_arrays(shape, calls)))
-    )
+    arrays = plan.parameters(_arrays(shape, calls))
+    arguments = plan.text.in_order(arrays) if plan.text.is_numbered else _with_texts(arrays)
+    result = connection.exec_driver_sql(plan.text.sql, arguments)
     owners = {call.token: place for call, place in zip(calls, places, strict=True)}
     rows: dict[int, Row] = {}
     for position, *values in result:
@@ -164,12 +164,13 @@ def keep_writers_out(session: Session, policy: RetryPolicy, *models: type[Any]) 
     connection.exec_driver_sql("SAVEPOINT unlocked")
     for _ in range(LOCK_TRIES):
         try:
-            connection.exec_driver_sql(
+            begin(
+                connection,
                 f"{limits(replace(policy, lock_timeout=LOCK_WAIT))}"
-                f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE; {limits(policy)}"
+                f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE; {limits(policy)}",
             )
             return
-        except OperationalError as error:
+        except DBAPIError as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unlocked")

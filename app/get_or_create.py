@@ -55,7 +55,7 @@ class Binding:
     """Where a model's work is done: what :meth:`GetOrCreateMixin.bind` was given."""
 
     engine: Engine | Callable[[], Engine]
-    session: Session | scoped_session[Any] | Callable[[], Session]
+    session: Session | scoped_session[Any] | Callable[[], Session] | None
     policy: RetryPolicy | Callable[[], RetryPolicy]
 
 
@@ -129,22 +129,9 @@ class GetOrCreateMixin:
         and TypeError where only some of the items give a column that the database has a default
         for.
         """
-        calls = read_calls(cls, list(items))
-        indexes = race_indexes(inspect(cls).local_table.name)
-        engine: Engine = _ask(cls.__binding__.engine)
-
-        def work(session: Session, unanswered: list[Row] | None) -> list[Row]:
-            keep_writers_out(session, _ask(cls.__binding__.policy), cls)
-            return find_or_create_all(session, cls, calls, by_token=unanswered is not None)
-
-        with telling_of_contention(cls, len(calls)):
-            rows = look_again(lambda: run(engine, work, _ask(cls.__binding__.policy), indexes))
+        found = find_or_create_many(cls.__binding__, cls, items)
         session = _ask(cls.__binding__.session)
-        created = [
-            row["creation_token"] == call.token for call, row in zip(calls, rows, strict=True)
-        ]
-        tell_outcomes(cls, created)
-        return [(attach(session, cls, row), new) for row, new in zip(rows, created, strict=True)]
+        return [(attach(session, cls, row), new) for row, new in found]
 
     @classmethod
     def has_natural_key(cls, **key: Any) -> ColumnElement[bool]:
@@ -172,8 +159,20 @@ def find_or_create(
     ``token`` is that of a request which may have been sent before. The row that it created then is
     returned as created, whatever has become of its key. Raises TokenReused as well.
     """
+    return find_or_create_by(model.__binding__, model, defaults, token, **key)
+
+
+def find_or_create_by(
+    binding: Binding,
+    model: type[GetOrCreateMixin],
+    defaults: Mapping[str, Any] | None = None,
+    token: uuid.UUID | None = None,
+    /,
+    **key: Any,
+) -> tuple[Row, bool]:
+    """Do what :func:`find_or_create` does, by another binding than the model's."""
     call = read_call(model, defaults, token, **key)
-    engine: Engine = _ask(model.__binding__.engine)
+    engine: Engine = _ask(binding.engine)
     plan = plan_for(shape_of(model, call, token is not None), engine.dialect)
 
     def statement(attempt: int) -> tuple[StatementText, Mapping[str, Any]]:
@@ -185,11 +184,30 @@ def find_or_create(
         return again.text, again.parameters(values_of(call, by_token=True))
 
     with telling_of_contention(model, 1):
-        found = look_again(lambda: _execute(model, engine, statement, plan))
+        found = look_again(lambda: _execute(binding, model, engine, statement, plan))
     if found is None:
         raise NotStored
     _tell(model, "created" if found[1] else "existing", 1)
     return found
+
+
+def find_or_create_many(
+    binding: Binding, model: type[GetOrCreateMixin], items: Iterable[Mapping[str, Any]]
+) -> list[tuple[Row, bool]]:
+    """Do what :meth:`GetOrCreateMixin.get_or_create_many` does, and return the rows' values."""
+    calls = read_calls(model, list(items))
+    indexes = race_indexes(inspect(model).local_table.name)
+    engine: Engine = _ask(binding.engine)
+
+    def work(session: Session, unanswered: list[Row] | None) -> list[Row]:
+        keep_writers_out(session, _ask(binding.policy), model)
+        return find_or_create_all(session, model, calls, by_token=unanswered is not None)
+
+    with telling_of_contention(model, len(calls)):
+        rows = look_again(lambda: run(engine, work, _ask(binding.policy), indexes))
+    created = [row["creation_token"] == call.token for call, row in zip(calls, rows, strict=True)]
+    tell_outcomes(model, created)
+    return list(zip(rows, created, strict=True))
 
 
 def find_created(model: type[GetOrCreateMixin], token: uuid.UUID) -> Row | None:
@@ -197,10 +215,11 @@ def find_created(model: type[GetOrCreateMixin], token: uuid.UUID) -> Row | None:
 
     A row that has become a duplicate leads to its canonical row. Raises TokenReused.
     """
-    engine: Engine = _ask(model.__binding__.engine)
+    binding = model.__binding__
+    engine: Engine = _ask(binding.engine)
     plan = plan_for_token(inspect(model), engine.dialect)
     values = plan.parameters(tokens_of(token))
-    found = _execute(model, engine, lambda attempt: (plan.text, values), plan)
+    found = _execute(binding, model, engine, lambda attempt: (plan.text, values), plan)
     if found is None:
         return None
     _tell(model, "created", 1)  # as it is answered
@@ -208,6 +227,7 @@ def find_created(model: type[GetOrCreateMixin], token: uuid.UUID) -> Row | None:
 
 
 def _execute(
+    binding: Binding,
     model: type[GetOrCreateMixin],
     engine: Engine,
     statement: Callable[[int], tuple[StatementText, Mapping[str, Any]]],
@@ -215,7 +235,7 @@ def _execute(
 ) -> tuple[Row, bool] | None:
     """Return the row that a statement gives, if any, and whether the call's token created it."""
     indexes = race_indexes(inspect(model).local_table.name)
-    rows = execute(engine, statement, _ask(model.__binding__.policy), indexes)
+    rows = execute(engine, statement, _ask(binding.policy), indexes)
     if not rows:
         return None
     (ours, *values) = rows[0]

@@ -7,15 +7,15 @@ from datetime import date, datetime
 from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, String, func
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
+from app.aio import AsyncGetOrCreate
 from app.db import db
-from app.get_or_create import GetOrCreateMixin
 
 NAME_LENGTH = 255
 TITLE_LENGTH = 255
 EMAIL_LENGTH = 320
 
 
-class Record(GetOrCreateMixin, db.Model):  # type: ignore[misc,name-defined]
+class Record(AsyncGetOrCreate, db.Model):  # type: ignore[misc,name-defined]
     """What both tables have: an id, a name, the mixin's columns, and when it was made and changed.
 
     The times are NULL in rows older than the adoption of their table.

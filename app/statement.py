@@ -78,8 +78,9 @@ def _compile(
     compiled = statement.compile(dialect=dialect)
     columns = {name: column.type for name, column in returned.items()}
     tables = {sql_name(column.table, dialect) for column in returned.values()}
+    order = tuple(compiled.positiontup or compiled.params)
     return Plan(
-        text=StatementText(str(compiled), tuple(compiled.params), after_lists(tables)),
+        text=StatementText(str(compiled), order, after_lists(tables), dialect.positional),
         fixed={name: value for name, value in compiled.params.items() if name not in types},
         bind=_needed(types, lambda kind: kind.bind_processor(dialect), dialect),
         names=tuple(columns),

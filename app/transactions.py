@@ -5,6 +5,9 @@ application to run the complete transaction again, with the logic that decides w
 "Serializable Isolation Level"). :func:`retry` is that loop, the only one here. Two kinds of work go
 through it: a callable with a session of its own (:func:`run`), and one statement (:func:`execute`).
 
+How SQL is sent and how one waits is :class:`Driver`'s: this one's is psycopg2, and blocks. ``aio``
+has asyncpg's, under which all of this is run as it stands.
+
 This module knows no Flask and no model: take it, together with ``errors.py``, where you need it.
 """
 
@@ -17,7 +20,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -47,6 +51,7 @@ CANNOT_CONNECT_NOW = "57P03"
 TOO_MANY_CONNECTIONS = "53300"
 INSUFFICIENT_PRIVILEGE = "42501"
 
+ENDS_CONNECTION = frozenset({"57P01", "57P02"})  # admin shutdown, crash shutdown
 LOST_THE_RACE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
 
 
@@ -87,9 +92,27 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def violated_constraint(error: BaseException) -> str | None:
-    """Return the name of the constraint or index that an integrity error names."""
-    diagnostics = getattr(getattr(error, "orig", None), "diag", None)
-    return getattr(diagnostics, "constraint_name", None)
+    """Return the name of the constraint or index that an integrity error names.
+
+    psycopg2's has it in its diagnostics, asyncpg's itself; SQLAlchemy wraps that once more.
+    """
+    original = getattr(error, "orig", None)
+    known = (getattr(original, "diag", None), original, getattr(original, "__cause__", None))
+    names = (getattr(one, "constraint_name", None) for one in known)
+    return next((name for name in names if name), None)
+
+
+def is_connection_lost(state: str | None) -> bool:
+    """Tell whether a SQLSTATE says that the connection ends: by an operator, a crash, or itself.
+
+    psycopg2 has none then; asyncpg has what the server has said last.
+    """
+    return state is not None and (state in ENDS_CONNECTION or state.startswith("08"))
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Tell whether an error has ended its connection, so that nobody knows how far it got."""
+    return error.connection_invalidated or is_connection_lost(sqlstate(error))
 
 
 def is_retryable(error: BaseException, race_indexes: Collection[str] = ()) -> bool:
@@ -106,14 +129,14 @@ def is_retryable(error: BaseException, race_indexes: Collection[str] = ()) -> bo
     state = sqlstate(error)
     if state == UNIQUE_VIOLATION:
         return violated_constraint(error) in race_indexes
-    return error.connection_invalidated or state in LOST_THE_RACE
+    return is_lost(error) or state in LOST_THE_RACE
 
 
 def retry(
     attempt: Callable[[int], Result],
     policy: RetryPolicy,
     race_indexes: Collection[str] = (),
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], object] | None = None,
 ) -> Result:
     """Call ``attempt`` with 1, 2, 3 … until it returns, and return what it does.
 
@@ -133,7 +156,7 @@ def retry(
             if number >= policy.attempts or elapsed + wait >= policy.deadline:
                 raise ContentionError(number, elapsed, sqlstate(error)) from error
             _tell_of_retry(number, sqlstate(error))
-        sleep(wait)
+        (sleep or driver.get().sleep)(wait)
         number += 1
 
 
@@ -191,13 +214,13 @@ def run(
             Session(connection, expire_on_commit=False) as session,
         ):
             # By way of the session: it commits only a transaction that it began itself.
-            session.connection().exec_driver_sql(f"{SERIALIZABLE}{limits(policy)}{beginning}")
+            begin(session.connection(), f"{SERIALIZABLE}{limits(policy)}{beginning}")
             result = work(session, unanswered)
             session.flush()
             try:
                 session.commit()
             except DBAPIError as error:
-                if error.connection_invalidated:
+                if is_lost(error):
                     unanswered = result
                 raise
             return result
@@ -210,19 +233,37 @@ class StatementText:
 
     The name that it is prepared under says what it is, so that it means the same on each
     connection, also where a pooler passes several off as one. ``beginning`` goes before it in its
-    transaction.
+    transaction. ``is_numbered`` where the driver takes $1, $2 … itself, and the parameters in that
+    order.
     """
 
-    def __init__(self, sql: str, parameters: Sequence[str], beginning: str = "") -> None:
+    def __init__(
+        self,
+        sql: str,
+        parameters: Sequence[str],
+        beginning: str = "",
+        is_numbered: bool = False,
+    ) -> None:
         self.beginning = beginning
-        numbered = {name: f"${number}" for number, name in enumerate(parameters, 1)}
-        body = sql % numbered
-        self.name = f"rollcall_{sha256(body.encode()).hexdigest()[:16]}"
+        self.parameters = parameters
+        self.is_numbered = is_numbered
         self.sql = sql
+        if not is_numbered:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        parameters = self.parameters
+        numbered = {name: f"${number}" for number, name in enumerate(parameters, 1)}
+        body = self.sql % numbered
+        self.name = f"rollcall_{sha256(body.encode()).hexdigest()[:16]}"
         arguments = ", ".join(f"%({name})s" for name in parameters)
         self.execute = f"EXECUTE {self.name}" + (f" ({arguments})" if arguments else "")
         escaped = body.replace("%", "%%")
         self.prepare_and_execute = f"PREPARE {self.name} AS {escaped}; {self.execute}"
+
+    def in_order(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the values, which are given by parameter, as $1, $2 …"""
+        return tuple([values[name] for name in self.parameters])
 
 
 def execute(
@@ -247,10 +288,9 @@ def execute(
         connection = _borrow(engine)
         try:
             with _leaving_read_only_servers(engine, connection, number):
-                try:
-                    return _send(connection, beginning + text.beginning, text, parameters)
-                except engine.dialect.loaded_dbapi.Error as error:
-                    raise _wrapped(engine, connection, text.sql, parameters, error) from error
+                return driver.get().send(
+                    engine, connection, beginning + text.beginning, text, parameters
+                )
         finally:
             connection.close()
 
@@ -277,6 +317,44 @@ def _leaving_read_only_servers(
         raise
 
 
+class Driver:
+    """What is done in one way by psycopg2 and in another by asyncpg: see ``aio``."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(seconds)
+
+    def reaching(self, engine: Engine) -> AbstractContextManager[None]:
+        """Raise DatabaseAway for an error of connecting that time may heal."""
+        return _reaching(engine)
+
+    def begin(self, connection: Connection, sql: str) -> None:
+        """Begin a transaction with several statements of SQL that give no rows."""
+        connection.exec_driver_sql(sql)
+
+    def send(
+        self,
+        engine: Engine,
+        connection: PoolProxiedConnection,
+        beginning: str,
+        text: StatementText,
+        parameters: Mapping[str, Any],
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement as a transaction of its own; return its rows. Raises DBAPIError."""
+        try:
+            return _send(connection, beginning, text, parameters)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise _wrapped(engine, connection, text.sql, parameters, error) from error
+
+
+driver: ContextVar[Driver] = ContextVar("driver", default=Driver())  # noqa: B039 - has no state
+
+
+def begin(connection: Connection, sql: str) -> None:
+    """Begin a transaction with several statements of SQL that give no rows."""
+    driver.get().begin(connection, sql)
+
+
 INVALID_STATEMENT_NAME = "26000"
 DUPLICATE_PREPARED_STATEMENT = "42P05"
 FEATURE_NOT_SUPPORTED = "0A000"  # of a prepared statement: a column has another type by now
@@ -296,11 +374,11 @@ def _send(
     Where the server says that the name is not, or no longer, what we think, as behind a pooler, it
     has done nothing, and the statement is sent in full.
     """
-    driver: Any = connection.dbapi_connection
+    own: Any = connection.dbapi_connection
     prepared = _prepared_on(connection)
     sql = _sql_to_send(prepared, text)
     try:
-        return _rows(driver, beginning + sql, parameters)
+        return _rows(own, beginning + sql, parameters)
     except Exception as error:
         state = getattr(error, "pgcode", None)
         if sql == text.sql or state not in NOT_PREPARED_SO:
@@ -309,7 +387,7 @@ def _send(
             del prepared[text.name]
         elif state == FEATURE_NOT_SUPPORTED:
             prepared[text.name] = False
-    return _rows(driver, beginning + text.sql, parameters)
+    return _rows(own, beginning + text.sql, parameters)
 
 
 def _prepared_on(connection: Connection | PoolProxiedConnection) -> Prepared:
@@ -347,17 +425,17 @@ def _statement_text(sql: str, parameters: tuple[str, ...]) -> StatementText:
     return StatementText(sql, parameters)
 
 
-def _rows(driver: Any, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _rows(own: Any, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Send a statement without a BEGIN before it: psycopg2's autocommit costs no round trip."""
-    before, driver.autocommit = driver.autocommit, True
+    before, own.autocommit = own.autocommit, True
     try:
-        with driver.cursor() as cursor:
+        with own.cursor() as cursor:
             cursor.execute(sql, parameters)
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
     finally:
-        if not driver.closed:
-            driver.autocommit = before
+        if not own.closed:
+            own.autocommit = before
 
 
 def _wrapped(
@@ -448,9 +526,13 @@ def connect(engine: Engine) -> Connection:
         return engine.connect()
 
 
-@contextmanager
-def reaching(engine: Engine) -> Iterator[None]:
+def reaching(engine: Engine) -> AbstractContextManager[None]:
     """Raise DatabaseAway for an error of connecting that time may heal."""
+    return driver.get().reaching(engine)
+
+
+@contextmanager
+def _reaching(engine: Engine) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
