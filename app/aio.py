@@ -86,7 +86,7 @@ async def arun(
     race_indexes: Collection[str] = (),
     beginning: str = "",
 ) -> Result:
-    """Do what :func:`transactions.run` does; ``work`` is written to block, as ``run_sync`` has it."""
+    """Do what :func:`transactions.run` does; ``work`` is written to block, as by ``run_sync``."""
     return await perform(lambda: run(engine.sync_engine, work, policy, race_indexes, beginning))
 
 

@@ -27,6 +27,7 @@ from sqlalchemy.exc import ArgumentError
 
 from app.duplicates.tables import SoftReference
 from app.errors import ConfigurationError
+from app.place import at_hand
 from app.transactions import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -330,15 +331,23 @@ def warn_of_unknown_settings() -> None:
 
 def current_settings() -> Settings:
     """Return the settings of the application that is at work."""
-    settings: Settings = current_app.extensions["rollcall"]
+    place = at_hand.get()
+    settings: Settings = current_app.extensions["rollcall"] if place is None else place.settings
     return settings
 
 
 def request_policy() -> RetryPolicy:
     """Return the bounds of a unit of work, with what is left of the request's one deadline."""
     policy = current_settings().retry_policy
-    if not has_request_context():
-        return policy
     now = time.monotonic()
-    spent = now - g.setdefault("first_unit_of_work", now)
-    return replace(policy, deadline=policy.deadline - spent)
+    return replace(policy, deadline=policy.deadline - (now - _began(now)))
+
+
+def _began(now: float) -> float:
+    """Return when the request's first unit of work began: now, unless there was one before."""
+    place = at_hand.get()
+    if place is not None:
+        place.began = place.began or now
+        return place.began
+    began: float = g.setdefault("first_unit_of_work", now) if has_request_context() else now
+    return began

@@ -18,7 +18,7 @@ from app.config import (
     request_policy,
     warn_of_unknown_settings,
 )
-from app.db import db
+from app.db import current_engine, current_session, db
 from app.errors import DatabaseAway
 from app.models import NATURAL_KEYS, Record
 from app.pool import CountingPool
@@ -46,8 +46,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         with app.app_context():
             _start_when_needed(db.engine, server)
     Record.bind(
-        engine=lambda: db.engine,
-        session=db.session,
+        engine=current_engine,
+        session=current_session,
         policy=request_policy,
     )
 

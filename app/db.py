@@ -1,10 +1,12 @@
-"""The declarative base, and Flask-SQLAlchemy's handle on engine and session."""
+"""The declarative base, and the handle on engine and session: Flask-SQLAlchemy's, or a place's."""
 
 from __future__ import annotations
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import MetaData
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy import Engine, MetaData
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from app.place import at_hand
 
 # Constraints are named by rule, so that a migration can name what it changes.
 NAMING_CONVENTION = {
@@ -22,3 +24,15 @@ class Base(DeclarativeBase):
 
 # A read is committed, so that its connection goes back to the pool, before its records are shown.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
+
+
+def current_engine() -> Engine:
+    """Return the engine of the work at hand."""
+    place = at_hand.get()
+    return db.engine if place is None else place.engine
+
+
+def current_session() -> Session:
+    """Return the session of the work at hand."""
+    place = at_hand.get()
+    return db.session() if place is None else place.session

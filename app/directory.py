@@ -19,7 +19,7 @@ from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, read_calls, with_key
 from app.config import request_policy
 from app.creation_token import RequestKey, repeatable_token
-from app.db import db
+from app.db import current_engine, current_session
 from app.errors import (
     DepartmentNotEmpty,
     InvalidInput,
@@ -45,6 +45,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 Result = TypeVar("Result")
 
 FOREIGN_KEY_VIOLATION = "23503"
+LARGEST_ID = 2**63 - 1
 UNKNOWN_DEPARTMENT = {"department_id": ["No department has this id."]}
 UNKNOWN_MANAGER = {"manager_id": ["No employee has this id."]}
 ID = ("id", "creation_token")
@@ -57,15 +58,14 @@ def read(query: Callable[[Session], Result]) -> Result:
     The connection is given back with the last row: the rest of the request needs none, and
     get_or_create, which takes one of its own, may follow.
     """
-
     policy = request_policy()
 
     def attempt(number: int) -> Result:
-        session = db.session()
+        session = current_session()
         try:
-            with transactions.reaching(db.engine):
+            with transactions.reaching(current_engine()):
                 connection = session.connection()
-            connection.exec_driver_sql(transactions.limits(policy))
+            transactions.begin(connection, transactions.limits(policy))
             result = query(session)
             session.commit()
             return result
@@ -81,7 +81,12 @@ def find(model: type[AnyRecord], id: int) -> AnyRecord:
 
     Raises RecordNotFound, and RecordIsDuplicate, which names the row to look at instead.
     """
-    return _require_canonical(model, id, read(lambda session: session.get(model, id)))
+    return _require_canonical(model, id, read(lambda session: _get(session, model, id)))
+
+
+def _get(session: Session, model: type[AnyRecord], id: int) -> AnyRecord | None:
+    """Return the row with this id; none beyond bigint, which not every driver would send."""
+    return session.get(model, id) if id <= LARGEST_ID else None
 
 
 def page(
@@ -261,7 +266,7 @@ def update(
     """
 
     def work(session: Session, unanswered: AnyRecord | None) -> AnyRecord:
-        record = session.get(model, id)
+        record = _get(session, model, id)
         if record is None and unanswered is not None:
             return unanswered  # changed by us, then deleted by somebody else
         record = _require_canonical(model, id, record)
@@ -291,7 +296,7 @@ def delete_record(
     """
 
     def work(session: Session, unanswered: int | None) -> int:
-        record = session.get(model, id)
+        record = _get(session, model, id)
         if record is None and unanswered is not None:
             return unanswered  # deleted by us, only that the reply to COMMIT was lost
         record = _require_canonical(model, id, record)
@@ -311,7 +316,7 @@ def delete_record(
 
 
 def _run(work: Callable[[Session, Result | None], Result], beginning: str = "") -> Result:
-    return transactions.run(db.engine, work, request_policy(), RACE_INDEXES, beginning)
+    return transactions.run(current_engine(), work, request_policy(), RACE_INDEXES, beginning)
 
 
 AFTER_LISTS = transactions.after_lists(model.__tablename__ for model in RECORDS)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, func, literal, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.db import db
+from app.db import current_engine, db
 from app.errors import ContentionError
 from app.models import NATURAL_KEYS
 from app.transactions import (
@@ -20,6 +20,7 @@ from app.transactions import (
     LOCK_NOT_AVAILABLE,
     TOO_MANY_CONNECTIONS,
     RetryPolicy,
+    begin,
     connect,
     limits,
     retry,
@@ -78,8 +79,8 @@ def _probe(look: Callable[[Connection], Result]) -> Result:
     """Return what a short look gives. Raises ContentionError and SQLAlchemy's errors."""
 
     def attempt(number: int) -> Result:
-        with connect(db.engine) as connection:
-            connection.exec_driver_sql(limits(PROBE))
+        with connect(current_engine()) as connection:
+            begin(connection, limits(PROBE))
             return look(connection)
 
     return retry(attempt, PROBE)

@@ -45,7 +45,7 @@ from sqlalchemy.orm import Session
 
 from app import transactions
 from app.config import request_policy
-from app.db import db
+from app.db import current_engine
 from app.directory import read
 from app.errors import DatabaseAway, TokenNameTaken, UnknownTable, UnknownToken, UnusableName
 from app.natural_key import normalise
@@ -227,8 +227,8 @@ def note_use(found: Found) -> None:
     Nobody is waited for: whoever holds the row just now is writing the same.
     """
     try:
-        with transactions.connect(db.engine) as connection:
-            connection.exec_driver_sql(transactions.limits(NOT_WAITING))
+        with transactions.connect(current_engine()) as connection:
+            transactions.begin(connection, transactions.limits(NOT_WAITING))
             connection.execute(NOTE, {"token": found.token.id})
             connection.commit()
     except (SQLAlchemyError, DatabaseAway) as error:

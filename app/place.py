@@ -1,0 +1,23 @@
+"""Where the work at hand is done, for whoever is not in one of Flask's application contexts."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+
+@dataclass
+class Place:
+    """What a request has of its own; ``began`` is when its first unit of work did, if one has."""
+
+    settings: Any
+    engine: Engine
+    session: Session
+    began: float | None = None
+
+
+at_hand: ContextVar[Place | None] = ContextVar("at_hand", default=None)
