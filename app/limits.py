@@ -15,8 +15,9 @@ from flask_limiter import HeaderNames, Limiter, RateLimitExceeded, RequestLimit
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app.api import health
-from app.api.errors import Problem, http_problem, problem_of
+from app.api.exchange import respond
 from app.config import Settings
+from app.web.problems import Problem, http_problem, problem_of
 
 FAILURES = 60  # of each address, in each window and worker
 WINDOW = 60.0  # seconds
@@ -106,7 +107,7 @@ class Failures:
         if response.status_code != 401:
             return response
         wait = self.count(address(), time.monotonic())
-        return response if wait is None else too_many_requests(wait).response()
+        return response if wait is None else respond(too_many_requests(wait).answer())
 
     def count(self, address: str, now: float) -> float | None:
         """Count a failure; return how long to wait, if there were too many."""

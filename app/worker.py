@@ -22,12 +22,13 @@ from gunicorn.http import errors
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from werkzeug.exceptions import BadRequest, HTTPException, RequestTimeout, ServiceUnavailable
 
-from app.api.errors import Problem, http_problem, problem_of
+from app.api.exchange import respond
 from app.config import load_settings
 from app.connection import Connection
 from app.headers import with_ours
 from app.metrics import bring_up_to_date
 from app.observability import REQUEST_ID, Exchange, configure_service, served
+from app.web.problems import Problem, http_problem, problem_of
 
 LET_OTHERS_GO_FIRST = 0.001  # seconds
 ENOUGH_FOR_ALL = 128  # connections; so many are shared out well enough without that
@@ -338,7 +339,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what is not even HTTP; gunicorn's own answer is HTML that repeats the input."""
         with Exchange() as known:
-            response = problem_of(exc).response()
+            response = respond(problem_of(exc).answer())
             response.headers[REQUEST_ID] = known.request_id
             served(known, getattr(req, "method", None), str(response.status_code))
             try:

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from werkzeug.exceptions import InternalServerError
 
 from app import directory
-from app.api import errors
 from app.db import db
 from app.errors import ContentionError
+from app.web.problems import problem_of
 from tests.test_transactions import database_error
 
 URL = "/api/v1/employees"
@@ -183,7 +183,7 @@ def test_an_unforeseen_error_outside_the_api_is_answered_alike(
 def test_an_http_error_without_a_description_has_a_detail(app: Flask) -> None:
     """The phrase of the status stands in."""
     with app.test_request_context():
-        assert errors.problem_of(InternalServerError()).status == 500
+        assert problem_of(InternalServerError()).status == 500
 
 
 def test_a_name_longer_than_a_legacy_column_is_invalid(

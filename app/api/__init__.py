@@ -7,10 +7,10 @@ from flask_restx import Api
 from werkzeug.routing import IntegerConverter
 from werkzeug.wrappers import Response
 
-from app.api import departments, duplicates, employees, errors, health
+from app.api import departments, duplicates, employees, health
 from app.api.documentation import AUTHORIZATIONS, MODELS
-
-BASE = "/api/v1"
+from app.api.exchange import CURRENT, respond
+from app.web import BASE, problems
 
 
 class RollcallApi(Api):  # type: ignore[misc]
@@ -21,7 +21,12 @@ class RollcallApi(Api):  # type: ignore[misc]
     """
 
     def handle_error(self, e: Exception) -> Response:
-        return errors.respond(e)
+        return answer_error(e)
+
+
+def answer_error(error: Exception) -> Response:
+    """Answer any exception with a problem."""
+    return respond(problems.respond(error, CURRENT))
 
 
 class Id(IntegerConverter):
@@ -49,7 +54,7 @@ def init_app(app: Flask) -> None:
         api.add_namespace(resource.namespace)
     app.register_blueprint(blueprint)
     app.register_blueprint(health.blueprint)
-    app.register_error_handler(Exception, errors.respond)
+    app.register_error_handler(Exception, answer_error)
     app.url_map.merge_slashes = False  # the redirect would be HTML with the client's path in it
     for path in ("/", BASE):
         app.add_url_rule(path, f"lead from {path}", _lead_to_swagger)

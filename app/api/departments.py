@@ -5,26 +5,19 @@ from __future__ import annotations
 from flask import Response
 from flask_restx import Namespace, Resource
 
-from app import directory
-from app.api import requests, responses
 from app.api.documentation import describe
-from app.api.representations import expectation
-from app.models import Department
-from app.schemas import DeleteDepartmentQuery, DepartmentSchema, PageQuery
+from app.api.exchange import CURRENT, respond
+from app.web.records import DEPARTMENTS
 
 namespace = Namespace("departments", "The departments of the directory.", path="/departments")
-schema = DepartmentSchema()
-changes = DepartmentSchema(partial=True)
-page_query = PageQuery()
-delete_query = DeleteDepartmentQuery()
 
 
 @namespace.route("", endpoint="departments")
 class Departments(Resource):  # type: ignore[misc]
-    @describe(namespace, {200: "DepartmentPage"}, refusals=(422,), query=page_query)
+    @describe(namespace, {200: "DepartmentPage"}, refusals=(422,), query=DEPARTMENTS.page_query)
     def get(self) -> Response:
         """List departments in the order of their ids."""
-        return responses.records(schema, *directory.page(Department, **requests.query(page_query)))
+        return respond(DEPARTMENTS.list(CURRENT))
 
     @describe(
         namespace,
@@ -35,8 +28,7 @@ class Departments(Resource):  # type: ignore[misc]
     )
     def post(self) -> Response:
         """Create a department, or find the one that has this name."""
-        outcome = directory.create_department(**requests.body(schema), request=requests.key())
-        return responses.created_or_found(schema, outcome)
+        return respond(DEPARTMENTS.create(CURRENT))
 
 
 @namespace.route("/<int:id>", endpoint="department")
@@ -49,7 +41,7 @@ class OneDepartment(Resource):  # type: ignore[misc]
     )
     def get(self, id: int) -> Response:
         """Show a department; the id of a duplicate leads to its canonical record."""
-        return responses.shown(schema, directory.find(Department, id))
+        return respond(DEPARTMENTS.show(CURRENT, id))
 
     @describe(
         namespace,
@@ -60,18 +52,15 @@ class OneDepartment(Resource):  # type: ignore[misc]
     )
     def patch(self, id: int) -> Response:
         """Rename a department."""
-        department = directory.update(Department, id, requests.body(changes), expectation(schema))
-        return responses.changed(schema, department)
+        return respond(DEPARTMENTS.change(CURRENT, id))
 
     @describe(
         namespace,
         {204: ""},
         refusals=(404, 409, 412, 422),
-        query=delete_query,
+        query=DEPARTMENTS.delete_query,
         headers=("If-Match", "If-None-Match"),
     )
     def delete(self, id: int) -> Response:
         """Delete a department, with its employees if ``cascade`` is true."""
-        cascade = requests.query(delete_query)["cascade"] == "true"
-        directory.delete_record(Department, id, cascade, expectation(schema))
-        return responses.nothing()
+        return respond(DEPARTMENTS.delete(CURRENT, id))

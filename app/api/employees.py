@@ -5,26 +5,19 @@ from __future__ import annotations
 from flask import Response
 from flask_restx import Namespace, Resource
 
-from app import directory
-from app.api import requests, responses
 from app.api.documentation import describe
-from app.api.representations import expectation
-from app.models import Employee
-from app.schemas import EmployeeBatchSchema, EmployeePageQuery, EmployeeSchema
+from app.api.exchange import CURRENT, respond
+from app.web.records import EMPLOYEES, create_batch
 
 namespace = Namespace("employees", "The employees of the directory.", path="/employees")
-schema = EmployeeSchema()
-changes = EmployeeSchema(partial=True)
-batch = EmployeeBatchSchema()
-page_query = EmployeePageQuery()
 
 
 @namespace.route("", endpoint="employees")
 class Employees(Resource):  # type: ignore[misc]
-    @describe(namespace, {200: "EmployeePage"}, refusals=(422,), query=page_query)
+    @describe(namespace, {200: "EmployeePage"}, refusals=(422,), query=EMPLOYEES.page_query)
     def get(self) -> Response:
         """List employees in the order of their ids."""
-        return responses.records(schema, *directory.page(Employee, **requests.query(page_query)))
+        return respond(EMPLOYEES.list(CURRENT))
 
     @describe(
         namespace,
@@ -35,8 +28,7 @@ class Employees(Resource):  # type: ignore[misc]
     )
     def post(self) -> Response:
         """Create an employee, or find the one of this name and department."""
-        outcome = directory.create_employee(**requests.body(schema), request=requests.key())
-        return responses.created_or_found(schema, outcome)
+        return respond(EMPLOYEES.create(CURRENT))
 
 
 @namespace.route("/batch", endpoint="employees_batch")
@@ -49,8 +41,7 @@ class EmployeesBatch(Resource):  # type: ignore[misc]
     )
     def post(self) -> Response:
         """Create up to 1,000 employees, or find them: all of it in one transaction."""
-        outcomes = directory.create_employees(requests.body(batch)["items"])
-        return responses.batch(outcomes)
+        return respond(create_batch(CURRENT))
 
 
 @namespace.route("/<int:id>", endpoint="employee")
@@ -63,7 +54,7 @@ class OneEmployee(Resource):  # type: ignore[misc]
     )
     def get(self, id: int) -> Response:
         """Show an employee; the id of a duplicate leads to their canonical record."""
-        return responses.shown(schema, directory.find(Employee, id))
+        return respond(EMPLOYEES.show(CURRENT, id))
 
     @describe(
         namespace,
@@ -74,8 +65,7 @@ class OneEmployee(Resource):  # type: ignore[misc]
     )
     def patch(self, id: int) -> Response:
         """Change an employee: rename, move, or any other field."""
-        employee = directory.update(Employee, id, requests.body(changes), expectation(schema))
-        return responses.changed(schema, employee)
+        return respond(EMPLOYEES.change(CURRENT, id))
 
     @describe(
         namespace,
@@ -85,5 +75,4 @@ class OneEmployee(Resource):  # type: ignore[misc]
     )
     def delete(self, id: int) -> Response:
         """Delete an employee."""
-        directory.delete_record(Employee, id, expected=expectation(schema))
-        return responses.nothing()
+        return respond(EMPLOYEES.delete(CURRENT, id))

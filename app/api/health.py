@@ -5,9 +5,8 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from app import metrics
-from app.api.errors import RETRY_AFTER, Problem
-from app.api.responses import as_json
-from app.readiness import readiness
+from app.api.exchange import respond
+from app.web import probes
 
 blueprint = Blueprint("health", __name__)
 
@@ -15,7 +14,7 @@ blueprint = Blueprint("health", __name__)
 @blueprint.get("/healthz")
 def healthz() -> Response:
     """Answer 200 as long as the process answers at all."""
-    return as_json({"status": "ok"})
+    return respond(probes.healthz())
 
 
 @blueprint.get("/readyz")
@@ -24,11 +23,7 @@ def readyz() -> Response:
 
     What is amiss and no reason not to serve is said in ``notes``.
     """
-    found = readiness()
-    if found.is_ready:
-        return as_json(found.state)
-    members = {**found.state, "status": 503}
-    return Problem(503, "not_ready", found.detail, RETRY_AFTER, members).response()
+    return respond(probes.readyz())
 
 
 @blueprint.get("/metrics", endpoint="metrics")

@@ -1,41 +1,80 @@
-"""Read a request's body and query string, strictly."""
+"""What a request is to us, and how its body and query string are read: strictly."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, Protocol
 
-from flask import g, request
 from marshmallow import Schema, ValidationError
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import UnsupportedMediaType
 
 from app.creation_token import RequestKey
 from app.errors import InvalidInput, MalformedBody
 from app.schemas import messages_by_field
 
 
-def body(schema: Schema, optional: bool = False) -> dict[str, Any]:
+class Request(Protocol):
+    """A request, as each framework gives it."""
+
+    @property
+    def method(self) -> str:
+        """In capitals."""
+
+    @property
+    def root(self) -> str:
+        """The path that the service is mounted at; usually none."""
+
+    @property
+    def path(self) -> str:
+        """The path below the root, decoded."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By their names, in whatever case."""
+
+    @property
+    def query(self) -> Mapping[str, list[str]]:
+        """The values of each parameter."""
+
+    @property
+    def mimetype(self) -> str:
+        """The type of the body without parameters, in small letters; "" if there is none."""
+
+    @property
+    def caller(self) -> str | None:
+        """The id of the token that was shown."""
+
+    def body(self) -> bytes:
+        """Return the whole body. Raises RequestEntityTooLarge, and BadRequest if it was cut off."""
+
+
+def body(request: Request, schema: Schema, optional: bool = False) -> dict[str, Any]:
     """Return the validated JSON body; one that is ``optional`` may be empty, and of no type.
 
-    Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest for a body that was cut off,
-    MalformedBody, and InvalidInput, which names the fields.
+    Raises UnsupportedMediaType, MalformedBody, InvalidInput, which names the fields, and what
+    reading it raises.
     """
-    if optional and not request.mimetype and not _raw_body():
+    if optional and not request.mimetype and not request.body():
         return _validated(schema, {})
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
-    return _validated(schema, _json(_raw_body()))
+    return _validated(schema, _json(request.body()))
 
 
-def query(schema: Schema) -> dict[str, Any]:
+def query(request: Request, schema: Schema) -> dict[str, Any]:
     """Return the validated query string. Raises InvalidInput, also for a repeated parameter."""
-    values = request.args.to_dict(flat=False)
+    values = request.query
     repeated = {name: ["Given more than once."] for name, given in values.items() if len(given) > 1}
     if repeated:
         raise InvalidInput(messages_by_field(repeated))
-    return _validated(schema, request.args.to_dict())
+    return _validated(schema, first_of_each(values))
+
+
+def first_of_each(values: Mapping[str, list[str]]) -> dict[str, str]:
+    """Return the first value of each parameter."""
+    return {name: given[0] for name, given in values.items()}
 
 
 # Visible ASCII, with the quotes of a structured string (RFC 9651) or without. What a server makes
@@ -46,7 +85,7 @@ NO_KEY = (
 )
 
 
-def key() -> RequestKey | None:
+def key(request: Request) -> RequestKey | None:
     """Return the request's Idempotency-Key, which is its caller's own; None if it has none.
 
     Raises InvalidInput.
@@ -57,48 +96,7 @@ def key() -> RequestKey | None:
     found = KEY.fullmatch(header.strip(" \t"))
     if found is None:
         raise InvalidInput({"idempotency_key": [NO_KEY]})
-    token = g.get("token")
-    return RequestKey(None if token is None else str(token.id), found["quoted"] or found["bare"])
-
-
-def _raw_body() -> bytes:
-    """Return the body, whole.
-
-    werkzeug takes what there is of a body whose client hung up, and cuts one of unannounced length
-    off at the limit.
-    """
-    announced, limit = request.content_length, request.max_content_length or sys.maxsize
-    if announced is None:
-        return _unannounced(limit)
-    if announced > limit:
-        raise RequestEntityTooLarge
-    raw = _read(request.environ["wsgi.input"], announced)
-    if len(raw) < announced:
-        raise BadRequest
-    return raw
-
-
-def _unannounced(limit: int) -> bytes:
-    """Return a body that ends where the server says so; none if it would not say."""
-    if not request.environ.get("wsgi.input_terminated"):
-        return b""
-    stream = request.environ["wsgi.input"]
-    raw = _read(stream, limit)
-    if _read(stream, 1):
-        raise RequestEntityTooLarge
-    return raw
-
-
-def _read(stream: Any, size: int) -> bytes:
-    """Return what is next in a body.
-
-    Raises BadRequest where the client has hung up, which is an OSError, gunicorn's own included.
-    """
-    try:
-        raw: bytes = stream.read(size)
-    except OSError:
-        raise BadRequest from None
-    return raw
+    return RequestKey(request.caller, found["quoted"] or found["bare"])
 
 
 def _json(raw: bytes) -> Any:

@@ -10,18 +10,20 @@ from functools import singledispatch
 from http import HTTPStatus
 from typing import Any
 
-from flask import Response, request, url_for
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from app import errors
 from app.transactions import sqlstate
+from app.web import BASE
+from app.web.answers import Answer
+from app.web.requests import Request
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = {"Retry-After": "1"}
-ENDPOINTS = {"Department": "api.department", "Employee": "api.employee"}
+COLLECTIONS = {"Department": f"{BASE}/departments", "Employee": f"{BASE}/employees"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, Any] = field(default_factory=dict)
 
-    def response(self) -> Response:
-        """Return the problem as a response."""
+    def answer(self, root: str = "") -> Answer:
+        """Return the problem as an answer; its Location is below what the service is mounted at."""
         content = {
             "type": f"urn:rollcall:problem:{self.code}",
             "title": self.code.replace("_", " ").capitalize(),
@@ -44,28 +46,28 @@ class Problem:
             "code": self.code,
             **self.members,
         }
-        response = Response(json.dumps(content), self.status, mimetype="application/problem+json")
-        response.headers.update(self.headers)
-        return response
+        headers = dict(self.headers)
+        if "Location" in headers:
+            headers["Location"] = f"{root}{headers['Location']}"
+        return Answer(self.status, json.dumps(content), headers, "application/problem+json")
 
 
-def respond(error: Exception) -> Response:
-    """Return the response for any exception; one that nobody foresaw is logged and a 500."""
+def respond(error: Exception, request: Request) -> Answer:
+    """Return the answer for any exception; one that nobody foresaw is logged and a 500."""
     if isinstance(error, errors.RecordIsDuplicate) and request.method in ("GET", "HEAD"):
-        return _moved(error)
-    return problem_of(error).response()
+        return _moved(error, request.root)
+    return problem_of(error).answer(request.root)
 
 
-def _moved(error: errors.RecordIsDuplicate) -> Response:
+def _moved(error: errors.RecordIsDuplicate, root: str) -> Answer:
     """Lead a reader to the canonical record; an undone merge takes it back, so nobody may cache."""
-    headers = {"Location": _path(error.record, error.canonical_id), "Cache-Control": "no-store"}
-    response = Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
-    del response.headers["Content-Type"]
-    return response
+    location = f"{root}{_path(error.record, error.canonical_id)}"
+    headers = {"Location": location, "Cache-Control": "no-store"}
+    return Answer(HTTPStatus.PERMANENT_REDIRECT, headers=headers)
 
 
 def _path(record: str, id: int) -> str:
-    return url_for(ENDPOINTS[record], id=id)
+    return f"{COLLECTIONS[record]}/{id}"
 
 
 UNFORESEEN = Problem(500, "internal_error", "The server met an error it did not foresee.")

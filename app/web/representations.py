@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from flask import request
 from marshmallow import Schema
+from werkzeug.http import parse_etags
 
 from app.directory import anything
 from app.models import Record
-
-# One for all: json.dumps would make another for each answer.
-ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+from app.web.answers import encode
+from app.web.requests import Request
 
 
 class Representation(NamedTuple):
@@ -35,31 +33,27 @@ def represent(schema: Schema, record: Record | Mapping[str, Any]) -> Representat
     return Representation(text, sha256(text.encode()).hexdigest()[:32])
 
 
-def encode(content: Any) -> str:
-    """Return any content as compact JSON."""
-    return f"{ENCODER.encode(content)}\n"
-
-
-def meets_if_match(tag: str) -> bool:
+def meets_if_match(request: Request, tag: str) -> bool:
     """Tell whether the request's If-Match, if there is one, lists the tag, or is ``*``.
 
     Weak tags match nothing here, and a header without any tag no record.
     """
-    return "If-Match" not in request.headers or request.if_match.contains(tag)
+    listed = request.headers.get("If-Match")
+    return listed is None or parse_etags(listed).contains(tag)
 
 
-def meets_if_none_match(tag: str) -> bool:
+def meets_if_none_match(request: Request, tag: str) -> bool:
     """Tell whether the request's If-None-Match does not list the tag, not as a weak one either."""
-    return not request.if_none_match.contains_weak(tag)
+    return not parse_etags(request.headers.get("If-None-Match")).contains_weak(tag)
 
 
-def expectation(schema: Schema) -> Callable[[Record], bool]:
+def expectation(request: Request, schema: Schema) -> Callable[[Record], bool]:
     """Return what tells whether a record is as the request expects it, to change or delete it."""
     if "If-Match" not in request.headers and "If-None-Match" not in request.headers:
         return anything
 
     def is_as_expected(record: Record) -> bool:
         tag = represent(schema, record).tag
-        return meets_if_match(tag) and meets_if_none_match(tag)
+        return meets_if_match(request, tag) and meets_if_none_match(request, tag)
 
     return is_as_expected
