@@ -33,7 +33,7 @@ from app.transactions import RetryPolicy
 logger = logging.getLogger(__name__)
 
 PREFIX = "ROLLCALL_"
-DIALECTS = ("postgres", "postgresql", "postgresql+psycopg2")
+DIALECTS = ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg")
 DIGITS = re.compile(r"[0-9]{1,18}")
 ORIGIN = re.compile(r"https?://[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -83,7 +83,7 @@ def switch(value: Any) -> bool:
 
 
 def postgresql_url(value: Any) -> URL:
-    """Read the URL of a PostgreSQL database; the driver is always psycopg2."""
+    """Read the URL of a PostgreSQL database, as psycopg2 takes it, whatever driver it names."""
     try:
         url = make_url(str(value))
     except (ArgumentError, ValueError):
@@ -98,6 +98,8 @@ def postgresql_url(value: Any) -> URL:
         raise ValueError("has an @ in its user or password, which must be written as %40")
     if isinstance(password := url.query.get("password"), str):
         url = url.set(password=password).difference_update_query(["password"])  # where it is hidden
+    if "ssl" in url.query:  # asyncpg's name for it
+        url = url.update_query_dict({"sslmode": url.query["ssl"]}).difference_update_query(["ssl"])
     if not url.database:
         raise ValueError("names no database: postgresql://user:password@host:5432/name")
     return url.set(drivername="postgresql+psycopg2")

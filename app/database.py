@@ -45,11 +45,12 @@ def init_app(app: Flask, settings: Settings) -> None:
     if server is not None:
         with app.app_context():
             _start_when_needed(db.engine, server)
-    Record.bind(
-        engine=current_engine,
-        session=current_session,
-        policy=request_policy,
-    )
+    bind_models()
+
+
+def bind_models() -> None:
+    """Have the models work wherever the work at hand is done."""
+    Record.bind(current_engine, current_session, request_policy)
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class DatabaseAway(RollcallError):
     """The server cannot be reached, or takes no connections just now."""
 
 
+class SessionShared(RollcallError):
+    """A session is one task's, and another has used it: give each a session of its own."""
+
+
 class MalformedBody(RollcallError):
     """The body is not JSON as RFC 8259 has it."""
 

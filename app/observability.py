@@ -65,12 +65,13 @@ def init_app(app: Flask, settings: Settings) -> None:
     if not _root.handlers:
         configure_command(settings.log_level)
     metrics.init_app()
-    transactions.on_retry.add(_count_retry)
+    transactions.on_retry.add(count_retry)
     app.after_request(_note)
     app.wsgi_app = Observed(app.wsgi_app)  # type: ignore[method-assign]
 
 
-def _count_retry(sqlstate: str | None) -> None:
+def count_retry(sqlstate: str | None) -> None:
+    """Count a retry of the request at hand, if there is one."""
     known = at_work.get()
     if known is not None:
         known.retries += 1

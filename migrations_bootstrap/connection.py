@@ -5,12 +5,13 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from migrations_bootstrap.errors import AccessRefused, Blocked, BootstrapError, ServerUnreachable
+from migrations_bootstrap.interruption import interruption
 
 OLDEST_SERVER = 15
 """NULLS NOT DISTINCT, which the guard needs, came with PostgreSQL 15."""
@@ -66,13 +67,18 @@ def connected(engine: Engine) -> Iterator[Connection]:
     except DBAPIError as error:
         raise connect_failure(engine, error) from error
     try:
-        with connection:
+        with connection, _interruptible(connection):
             _refuse_old_server(connection)
             yield connection
     except DBAPIError as error:
         raise statement_failure(engine, error) from error
     finally:
         engine.dispose()
+
+
+def _interruptible(connection: Connection) -> AbstractContextManager[None]:
+    wanted = interruption.get()
+    return nullcontext() if wanted is None else wanted.of(connection)
 
 
 def sqlstate(error: DBAPIError) -> str | None:

@@ -27,6 +27,10 @@ class Blocked(BootstrapError):
     """Other sessions held a table for longer than a change to it may wait."""
 
 
+class Interrupted(BootstrapError):
+    """Whoever waited for the bootstrap does not any more; it can be run again."""
+
+
 class NotAdopted(BootstrapError):
     """The database has tables of ours that Rollcall did not make and may not touch yet."""
 

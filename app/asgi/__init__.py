@@ -1,0 +1,101 @@
+"""The departments and employees API as an ASGI application: FastAPI, asyncpg, no thread a request.
+
+Schemas, problems, statements and units of work are those of the Flask service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from flask import Flask
+from sqlalchemy import make_url
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from app import metrics, telemetry, transactions
+from app.asgi import documentation, routes
+from app.asgi.gate import Gate
+from app.asgi.observed import Observed
+from app.asgi.work import Work
+from app.async_database import make_async_engine, make_sessions
+from app.config import Settings, load_settings
+from app.database import EMBEDDED_NAME, bind_models
+from app.headers import ALLOWED, ALLOWED_TO_WRITE, EXPOSED
+from app.models import Record
+from app.observability import count_retry
+from migrations_bootstrap.embedded import EmbeddedServer
+
+TICK = 1.0  # seconds
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> FastAPI:
+    """Wire an application together; ``config`` holds settings, which go before the environment.
+
+    Raises ConfigurationError for a setting that cannot be used.
+    """
+    settings = load_settings(config)
+    server = None if settings.database_url else EmbeddedServer(Path(Flask("app").instance_path))
+    url = make_url(server.url(EMBEDDED_NAME)) if server else settings.database_url
+    assert url is not None  # noqa: S101 - one of the two is there, tells mypy so
+    engine = make_async_engine(url, settings, server.attach if server else None)
+    bind_models()
+    Record.abind(engine, settings.retry_policy)
+    if settings.sentry_dsn:
+        telemetry.report_to_sentry(settings.sentry_dsn)
+    metrics.init_app()
+    transactions.on_retry.add(count_retry)
+    app = FastAPI(
+        openapi_url=None,  # the document is the Flask service's
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        middleware=[Middleware(Observed), *_cors(settings), Middleware(Gate)],
+    )
+    app.state.settings = settings
+    app.state.server = server
+    app.state.engine = engine
+    app.state.sessions = make_sessions(engine)
+    app.state.work = Work(settings, engine.sync_engine)
+    routes.init_app(app)
+    documentation.init_app(app)
+    return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """Let pages of other origins call the API; those of any origin only read."""
+    if not settings.cors_origins:
+        return []
+    reads_only = settings.cors_origins == ("*",)
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD"]
+            if reads_only
+            else ["GET", "HEAD", "POST", "PATCH", "DELETE"],
+            allow_headers=ALLOWED if reads_only else ALLOWED + ALLOWED_TO_WRITE,
+            expose_headers=EXPOSED,
+            max_age=600,
+        )
+    ]
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    ticking = asyncio.create_task(_tick())
+    try:
+        yield
+    finally:
+        ticking.cancel()
+        await app.state.engine.dispose()
+
+
+async def _tick() -> None:
+    """Bring the metrics up to date, every second."""
+    while True:
+        await asyncio.sleep(TICK)
+        metrics.bring_up_to_date()

@@ -1,0 +1,81 @@
+"""The API's routes, named as the Flask service's endpoints are: scopes go by these names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.responses import Response
+
+from app import metrics
+from app.asgi.exchange import AsgiRequest, respond
+from app.asgi.work import Work
+from app.async_database import get_session
+from app.web import BASE, probes, problems
+from app.web.answers import Answer
+from app.web.records import DEPARTMENTS, EMPLOYEES, create_batch
+
+Session = Annotated[AsyncSession, Depends(get_session)]
+Operation = Callable[..., Answer]  # of a request, and of an id if the path has one
+
+
+def init_app(app: FastAPI) -> None:
+    """Add the API and the probes to the application."""
+    for kind, records in (("department", DEPARTMENTS), ("employee", EMPLOYEES)):
+        collection = f"{BASE}/{kind}s"
+        one = f"{collection}/{{id:int}}"
+        _add(app, collection, f"api.{kind}s", GET=records.list, POST=records.create)
+        if records is EMPLOYEES:
+            _add(app, f"{collection}/batch", "api.employees_batch", POST=create_batch)
+        _add(
+            app,
+            one,
+            f"api.{kind}",
+            GET=records.show,
+            PATCH=records.change,
+            DELETE=records.delete,
+        )
+    app.add_route("/healthz", _healthz, name="health.healthz")
+    app.add_route("/readyz", _readyz, name="health.readyz")
+    app.add_route("/metrics", _metrics, name="health.metrics")
+
+
+def _add(app: FastAPI, path: str, name: str, **operations: Operation) -> None:
+    for method, operation in operations.items():
+        methods = ["GET", "HEAD"] if method == "GET" else [method]
+        app.add_api_route(
+            path, _endpoint(operation), methods=methods, name=name, response_model=None
+        )
+
+
+def _endpoint(operation: Operation) -> Callable[..., Any]:
+    async def endpoint(request: Request, session: Session) -> Response:
+        asked: AsgiRequest = request.scope["rollcall.request"]
+        work: Work = request.app.state.work
+        ids = request.path_params.values()
+        try:
+            answer = await work.do(lambda: operation(asked, *ids), session.sync_session)
+        except Exception as error:
+            answer = problems.respond(error, asked)
+        response = respond(answer)
+        response.headers.update(request.scope["rollcall.headers"])
+        return response
+
+    return endpoint
+
+
+async def _healthz(request: Request) -> Response:
+    return respond(probes.healthz())
+
+
+async def _readyz(request: Request) -> Response:
+    work: Work = request.app.state.work
+    return respond(await work.do_alone(probes.readyz))
+
+
+async def _metrics(request: Request) -> Response:
+    work: Work = request.app.state.work
+    text = await work.do_alone(metrics.exposition)
+    return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
