@@ -161,6 +161,10 @@ class Asyncpg(Driver):
     def sleep(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
 
+    def elsewhere(self, blocking: Callable[[], Result]) -> Result:
+        # In a thread, where nothing of the context tells it to await.
+        return await_only(asyncio.get_running_loop().run_in_executor(None, blocking))
+
     def reaching(self, engine: Engine) -> AbstractContextManager[None]:
         return _reaching()
 

@@ -43,6 +43,17 @@ LIBPQS_OWN = frozenset(
 )
 
 INTERRUPT_EVERY = 0.1  # seconds
+GOODBYE = 2.0  # seconds
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's, which waits for a server that is gone no longer than a moment to say goodbye."""
+
+    async def close(self, *, timeout: float | None = GOODBYE) -> None:
+        try:
+            await super().close(timeout=timeout)
+        except (OSError, asyncio.TimeoutError):
+            self.terminate()
 
 
 def make_async_engine(
@@ -60,11 +71,12 @@ def make_async_engine(
         return await asyncpg.connect(
             dsn,
             timeout=settings.connect_timeout,
+            connection_class=Connection,
             server_settings={"application_name": "rollcall"},
         )
 
     return create_async_engine(
-        url.set(drivername="postgresql+asyncpg", query={}),
+        url.set(drivername="postgresql+asyncpg"),
         async_creator=connect,
         poolclass=AsyncCountingPool,
         hide_parameters=True,

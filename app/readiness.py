@@ -22,6 +22,7 @@ from app.transactions import (
     RetryPolicy,
     begin,
     connect,
+    driver,
     limits,
     retry,
     sqlstate,
@@ -151,7 +152,9 @@ def _diagnosis(error: Exception) -> Readiness:
         return _not_ready("All connections of this worker's pool are in use.", UNKNOWN)
     state = next((found for cause in causes if (found := sqlstate(cause))), None)
     if state is None:
-        return _not_ready(_why_not_connected(db.engine), AWAY)
+        engine = make_engine(current_engine().url, int(PROBE.deadline))
+        why = driver.get().elsewhere(lambda: _why_not_connected(engine))
+        return _not_ready(why, AWAY)
     return _not_ready(ANSWERS.get(state, f"The database answers with SQLSTATE {state}."), UNKNOWN)
 
 

@@ -324,6 +324,10 @@ class Driver:
         """Let time pass."""
         time.sleep(seconds)
 
+    def elsewhere(self, blocking: Callable[[], Result]) -> Result:
+        """Do what knows no other way than to block."""
+        return blocking()
+
     def reaching(self, engine: Engine) -> AbstractContextManager[None]:
         """Raise DatabaseAway for an error of connecting that time may heal."""
         return _reaching(engine)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from app import create_app
+from app import create_app, is_setting
 from app.db import db
 from app.duplicates.guard import guard
 from app.duplicates.merging import Rules
@@ -35,6 +35,7 @@ from app.transactions import RetryPolicy
 from migrations_bootstrap import bootstrap, ensure_database
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests import small_legacy
+from tests.asgi_client import AsgiApplication, AsgiClient
 from tests.duplicated import Site
 from tests.legacy import LegacyRows, make_legacy
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
@@ -59,6 +60,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order is otherwise that of their names."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+# The files whose tests are run against both servers, Flask's and the asynchronous one.
+BOTH = (
+    "test_employees",
+    "test_departments",
+    "test_conditional",
+    "test_idempotency",
+    "test_errors",
+    "test_security",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of HTTP once for each server, unless it is marked as one of Flask's own."""
+    both = metafunc.module.__name__.rpartition(".")[2] in BOTH
+    if both and "service_kind" in metafunc.fixturenames:
+        flask_only = metafunc.definition.get_closest_marker("flask_only") is not None
+        metafunc.parametrize("service_kind", ["flask"] if flask_only else ["flask", "asgi"])
+
+
+@pytest.fixture
+def service_kind() -> str:
+    """Which server a test's clients talk to."""
+    return "flask"
 
 
 @contextmanager
@@ -278,16 +304,25 @@ def either_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_app() -> Iterator[Callable[..., Flask]]:
-    """Make applications that answer errors as production does."""
-    made = []
+def make_app(service_kind: str) -> Iterator[Callable[..., Flask]]:
+    """Make applications that answer errors as production does.
+
+    The clients of one talk to the asynchronous service with the same settings, if the test says so.
+    """
+    made: list[Flask] = []
+    asynchronous: list[AsgiApplication] = []
 
     def make(url: str, **config: object) -> Flask:
         app = create_app({"DATABASE_URL": url, **USUAL, **config})
         made.append(app)
+        if service_kind == "asgi":
+            asynchronous.append(asgi_of(url, config))
+            app.test_client_class = partial(AsgiClient, asgi=asynchronous[-1])  # type: ignore[assignment]
         return app
 
     yield make
+    for one in asynchronous:
+        one.dispose()
     for app in made:
         with app.app_context():
             db.engine.dispose()
@@ -313,9 +348,27 @@ def app(applications: dict[str, Flask], database_url: str) -> Iterator[Flask]:
         db.engine.dispose()
 
 
+def asgi_of(url: str, config: dict[str, Any] | None = None) -> AsgiApplication:
+    """Return the asynchronous service with the settings that an application has."""
+    settings = {"DATABASE_URL": url, "ROLLCALL_AUTH": "off", **(config or {})}
+    return AsgiApplication({name: settings[name] for name in settings if is_setting(name)})
+
+
+@cache
+def shared_asgi(url: str) -> AsgiApplication:
+    """Return the asynchronous service that tests share."""
+    return asgi_of(url)
+
+
 @pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
+def client(app: Flask, service_kind: str, database_url: str) -> Iterator[FlaskClient]:
+    """A client of one of the servers; its application is Flask's either way."""
+    if service_kind == "flask":
+        yield app.test_client()
+        return
+    asgi = shared_asgi(database_url)
+    yield AsgiClient(app, app.response_class, asgi=asgi)
+    asgi.dispose()
 
 
 @pytest.fixture

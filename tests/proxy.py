@@ -89,6 +89,8 @@ class LossyProxy:
                     self.lost += 1
                     client.shutdown(socket.SHUT_RDWR)
                     break
+        with contextlib.suppress(OSError):  # it is closed already
+            client.shutdown(socket.SHUT_RDWR)  # closing it alone would not wake who reads from it
         client.close()
         server.close()
 

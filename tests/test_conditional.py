@@ -182,6 +182,7 @@ def patch(app: Flask, tag: str, title: str) -> Any:
     return app.test_client().patch(ANN, json={"title": title}, headers={"If-Match": tag})
 
 
+@pytest.mark.flask_only  # the barrier would hold the event loop up
 def test_no_update_is_lost(
     make_app: Callable[..., Flask], either_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,6 +212,7 @@ def test_no_update_is_lost(
     assert (again.status_code, again.get_json()["title"]) == (200, "Third")
 
 
+@pytest.mark.flask_only  # as above
 def test_a_change_is_not_deleted_unseen(make_app: Callable[..., Flask], either_url: str) -> None:
     """A deletion that has checked the tag meets a change of the record."""
     app = make_app(either_url)

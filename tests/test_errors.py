@@ -234,6 +234,7 @@ def test_a_rule_that_a_trigger_enforces_is_the_clients(client: FlaskClient) -> N
         connection.exec_driver_sql("DROP TRIGGER refuse ON employee; DROP FUNCTION refuse")
 
 
+@pytest.mark.flask_only
 def test_a_body_of_unannounced_length_is_read_only_where_the_server_ends_it(
     client: FlaskClient,
 ) -> None:
@@ -256,6 +257,7 @@ class HungUp:
         raise OSError
 
 
+@pytest.mark.flask_only
 @pytest.mark.parametrize(
     ("body", "length", "status"),
     [

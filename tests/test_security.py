@@ -60,6 +60,7 @@ def requests_of(app: Flask) -> Iterator[tuple[str, str, str]]:
             yield rule.endpoint, method, urls.build(rule.endpoint, values, method)
 
 
+@pytest.mark.flask_only
 def test_every_route_asks_for_a_scope(app: Flask, held: dict[str, Headers]) -> None:
     """Each rule with each of its methods: without a token, with too little, with enough."""
     client, seen = app.test_client(), set()
@@ -82,6 +83,7 @@ def test_every_route_asks_for_a_scope(app: Flask, held: dict[str, Headers]) -> N
     assert {needed for _, needed in seen} == {None, *SCOPES}
 
 
+@pytest.mark.flask_only
 def test_a_route_that_is_added_is_locked(app: Flask, held: dict[str, Headers]) -> None:
     """Without anybody thinking of it."""
     app.add_url_rule("/new", "new", lambda: "secret", methods=["GET", "POST"])
@@ -92,6 +94,7 @@ def test_a_route_that_is_added_is_locked(app: Flask, held: dict[str, Headers]) -
     assert client.post("/new", headers=held["write"]).text == "secret"
 
 
+@pytest.mark.flask_only
 def test_each_endpoint_that_is_named_exists_or_is_awaited(app: Flask) -> None:
     """A name that was misspelt would open nothing, and would lock too little."""
     rules: set[str] = {rule.endpoint for rule in app.url_map.iter_rules()}
@@ -135,7 +138,12 @@ def test_a_token_that_is_not_enough_is_told_what_would_be(
     assert answer.headers["WWW-Authenticate"] == challenge
     listed = client.get("/api/v1/departments", headers=held["read"])
     assert listed.get_json()["items"] == []
-    answer = client.get("/api/v1/duplicates", headers=held["write"])
+
+
+@pytest.mark.flask_only
+def test_what_is_for_admins_takes_their_scope(app: Flask, held: dict[str, Headers]) -> None:
+    """Which is in the answer."""
+    answer = app.test_client().get("/api/v1/duplicates", headers=held["write"])
     assert (answer.status_code, answer.get_json()["scope"]) == (403, "admin")
 
 
@@ -236,6 +244,7 @@ def seen_by_others(app: Flask) -> list[Any]:
     return seen
 
 
+@pytest.mark.flask_only
 def test_the_token_is_there_for_logs_and_limits(app: Flask, held: dict[str, Headers]) -> None:
     """Also of a request that it is not enough for; none before it is checked."""
     seen, client = seen_by_others(app), app.test_client()
@@ -251,6 +260,7 @@ def test_the_token_is_there_for_logs_and_limits(app: Flask, held: dict[str, Head
     ]
 
 
+@pytest.mark.flask_only
 def test_nobody_is_asked_with_authentication_off(
     make_app: Callable[..., Flask], database_url: str
 ) -> None:
@@ -263,6 +273,7 @@ def test_nobody_is_asked_with_authentication_off(
     assert seen == [None, None, None]
 
 
+@pytest.mark.flask_only
 def test_preflights_are_locked_unless_they_are_wanted(app: Flask) -> None:
     """And where they are wanted, no other OPTIONS is open with them."""
     preflight = {"Origin": "https://portal.example", "Access-Control-Request-Method": "PATCH"}
@@ -336,6 +347,7 @@ def status_of(service: Service, token: str) -> int:
         return connection.getresponse().status
 
 
+@pytest.mark.flask_only
 def test_revocation_reaches_every_worker(service: Service, store: Engine) -> None:
     """From another process; a token that was issued works at once."""
     token = tokens.issue(store, "portal", "read")
@@ -353,6 +365,7 @@ def renamed(engine: Engine, table: str, name: str) -> Iterator[None]:
         connection.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {table}")
 
 
+@pytest.mark.flask_only
 def test_the_token_of_the_file_is_good_and_no_token_is_shown(
     service: Service, store: Engine, file_token: str
 ) -> None:
