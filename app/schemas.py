@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timezone
 from functools import lru_cache
 from typing import Any
 
@@ -132,6 +133,14 @@ class Day(Recurring, fields.Date):
         return super()._deserialize(value, attr, data, **kwargs)
 
 
+class Moment(fields.DateTime):
+    """A time, shown in UTC: drivers differ in the zone that they read it in."""
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        in_utc = None if value is None else value.astimezone(timezone.utc)
+        return super()._serialize(in_utc, attr, obj, **kwargs)
+
+
 class RecordSchema(Schema):
     """What every record comes with; the server sets these."""
 
@@ -141,8 +150,8 @@ class RecordSchema(Schema):
         allow_none=True,
         metadata={"description": "The canonical record, if this one is a duplicate."},
     )
-    created_at = fields.DateTime(dump_only=True, allow_none=True)
-    updated_at = fields.DateTime(dump_only=True, allow_none=True)
+    created_at = Moment(dump_only=True, allow_none=True)
+    updated_at = Moment(dump_only=True, allow_none=True)
 
 
 class DepartmentSchema(RecordSchema):

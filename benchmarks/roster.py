@@ -85,6 +85,17 @@ PEERS = {
             [program("gunicorn"), "wsgi:app"],
         ),
         Peer(
+            "rollcall_async",
+            "the same under FastAPI and uvicorn, on asyncpg",
+            "rollcall",
+            [
+                program("uvicorn"),
+                "--log-level=warning",
+                f"--workers={PROCESSES}",
+                "asgi:app",
+            ],
+        ),
+        Peer(
             "article",
             "the mixin as articles write it: look up, add, commit, sleep and try again; no index",
             "article",

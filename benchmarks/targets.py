@@ -29,9 +29,9 @@ class Target:
         return measured.median >= self.bound if self.at_least else measured.median <= self.bound
 
 
-def against(peer: str, workload: str) -> Figure:
-    """Compare Rollcall's requests a second with a peer's."""
-    ours, theirs = ("rollcall", workload, MAIN_SIZE), (peer, workload, MAIN_SIZE)
+def against(peer: str, workload: str, of: str = "rollcall") -> Figure:
+    """Compare the requests a second of Rollcall, or of another, with a peer's."""
+    ours, theirs = (of, workload, MAIN_SIZE), (peer, workload, MAIN_SIZE)
     return lambda results: results.ratio(ours, theirs)
 
 
@@ -92,6 +92,7 @@ TARGETS = (
     Target("new names, against Django", against("django", "new"), 1.5),
     Target("new names, against the article", against("article", "new"), 4),
     Target("new names, against FastAPI", against("fastapi", "new"), 5),
+    Target("new names, awaited, against FastAPI", against("fastapi", "new", "rollcall_async"), 5),
     Target("new names, against bare", against("bare", "new"), 0.8),
     Target("existing names, against Django", against("django", "existing"), 1.5),
     Target("existing names, against bare", against("bare", "existing"), 0.8),

@@ -10,14 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakeredis import TcpFakeServer
 from flask import Flask
 from sqlalchemy import create_engine
 
@@ -32,6 +30,7 @@ from tests.conftest import empty
 from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, Service, free_port
 from tests.test_errors import assert_problem
+from tests.test_limits import redis
 
 EMPLOYEES = "/api/v1/employees"
 DEPARTMENTS = "/api/v1/departments"
@@ -293,26 +292,16 @@ def test_rates_are_counted_by_a_token(make_app: Callable[..., Flask], database_u
         assert statuses == [200, 429]
 
 
-@pytest.fixture
-def redis() -> Iterator[str]:
-    """The URL of a Redis that is none, in this process."""
-    server = TcpFakeServer(("127.0.0.1", 0))
-
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"redis://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
 def test_rates_are_counted_together_in_redis(
-    make_app: Callable[..., Flask], database_url: str, redis: str
+    make_app: Callable[..., Flask], database_url: str
 ) -> None:
-    """Two applications, one count; without the Redis each counts for itself."""
-    settings = {"ROLLCALL_RATE_LIMIT": "2/minute", "ROLLCALL_RATE_LIMIT_STORAGE": redis}
-    clients = [make_app(database_url, **settings).test_client() for _ in range(2)]
-    remaining = [client.get(EMPLOYEES).headers["RateLimit-Remaining"] for client in clients]
-    assert remaining == ["1", "0"]
-    assert clients[0].get(EMPLOYEES).status_code == 429
+    """Two applications, one count."""
+    with redis() as url:
+        settings = {"ROLLCALL_RATE_LIMIT": "2/minute", "ROLLCALL_RATE_LIMIT_STORAGE": url}
+        clients = [make_app(database_url, **settings).test_client() for _ in range(2)]
+        remaining = [client.get(EMPLOYEES).headers["RateLimit-Remaining"] for client in clients]
+        assert remaining == ["1", "0"]
+        assert clients[0].get(EMPLOYEES).status_code == 429
 
 
 def test_without_its_redis_a_process_counts_for_itself(

@@ -48,11 +48,13 @@ async def _show(request: Request) -> Response:
 
 @lru_cache(maxsize=64)
 def _page(path: str) -> Page:
-    answer = _documented().test_client().get(path)
-    content = answer.get_data()
+    with _documented().test_client().get(path) as answer:
+        content = answer.get_data()
+        kept = {name: value for name, value in answer.headers if name in KEPT}
+        status = answer.status_code
     if path == DOCUMENT:
         content = _without_what_is_not_here(content)
-    return Page(answer.status_code, {k: v for k, v in answer.headers if k in KEPT}, content)
+    return Page(status, kept, content)
 
 
 @cache
