@@ -37,6 +37,7 @@ from migrations_bootstrap.embedded import EmbeddedServer
 from tests import small_legacy
 from tests.duplicated import Site
 from tests.legacy import LegacyRows, make_legacy
+from tests.measuring import measure_no_children
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
@@ -59,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order is otherwise that of their names."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unmeasured_children() -> None:
+    """Measure in the tests' own process alone, and in those that a test says."""
+    measure_no_children()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from sqlalchemy import NullPool, create_engine, make_url
 from migrations_bootstrap import embedded, keeper
 from migrations_bootstrap.embedded import Account, EmbeddedServer, EmbeddedServerError
 from migrations_bootstrap.errors import BootstrapError
+from tests.measuring import MEASURING
 
 FAST = {"fsync": "off"}
 IS_ROOT = os.geteuid() == 0
@@ -149,6 +150,13 @@ def reachable_folder() -> Iterator[Path]:
     yield path
     wait_until(lambda: not processes(path))
     shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in keepers too."""
+    for name, value in MEASURING.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

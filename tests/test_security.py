@@ -365,6 +365,7 @@ def service(
     with serving(
         folder,
         "tests.short_memory:app",
+        measured=True,
         DATABASE_URL=migrated_url,
         LOG_LEVEL="DEBUG",
         ROLLCALL_AUTH="token",

@@ -233,7 +233,7 @@ def test_batches_and_single_creates_do_not_starve_each_other(
         service.call("POST", "/api/v1/departments", {"name": "D"})
         senders = [partial(send, number, "employees/batch", 1000) for number in range(2)]
         senders += [partial(send, number, "employees", 1) for number in range(6)]
-        threading.Timer(3, over.set).start()
+        threading.Timer(1.5, over.set).start()
         *batches, one, two, three, four, five, six = together(senders)
 
     singles = [one, two, three, four, five, six]
