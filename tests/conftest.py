@@ -47,12 +47,17 @@ LONGEST = (
     "test_faults",
     "test_embedded",
     "test_serving",
+    "test_duplicate_guard_cli",
     "test_duplicates_races",
+    "test_duplicates_api",
+    "test_duplicate_merge_cli",
     "test_bootstrap",
     "test_transfer",
-    "test_duplicates_properties",
+    "test_database",
+    "test_slow_clients",
     "test_stateful",
     "test_health",
+    "test_contract",
 )
 
 

@@ -517,6 +517,7 @@ def test_half_made_data_are_made_again(
     assert execute(server, "SELECT 1") == 1
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(("settings", "is_durable"), [(FAST, False), ({}, True)])
 def test_new_data_are_synchronised_unless_fsync_is_off(
     folder: Path,
@@ -599,6 +600,7 @@ def test_server_that_does_not_obey_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     assert stubborn.returncode == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(("keeper_is", "status"), [("os.getppid()", 0), ("0", 1)])
 def test_server_is_not_started_for_a_dead_keeper(keeper_is: str, status: int) -> None:
     """Between fork and exec the parent is looked at again: it may be gone already."""
