@@ -343,6 +343,8 @@ def test_a_start_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
     fcntl.flock(held, fcntl.LOCK_SH)
     with serving(tmp_path, ready=False, PORT="x", TMPDIR=str(made)) as service:
         assert service.process.wait(30) == 1
+        log = service.log.read_text()
+    assert log.startswith("rollcall: PORT ")
     os.close(held)
     assert sorted(made.iterdir()) == sorted([in_use, new, other])
 

@@ -70,7 +70,7 @@ def test_a_start_on_a_legacy_database_says_what_to_run(fresh_database: str, tmp_
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("DATABASE_URL", "mysql://u:secret@h/d"), ("ROLLCALL_POOL_SIZE", "many"), ("PORT", "x")],
+    [("DATABASE_URL", "mysql://u:secret@h/d"), ("ROLLCALL_POOL_SIZE", "many")],
 )
 def test_a_bad_setting_stops_the_start_with_one_line(name: str, value: str, tmp_path: Path) -> None:
     """No traceback, no worker that boots again and again, no secret."""
