@@ -58,7 +58,7 @@ def kinds(found: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("seconds", [HALF_AN_HOUR, 120])
 def test_a_level_service_is_found_so(seconds: int) -> None:
-    """What it takes to warm up is no growth, and neither is a little to and fro."""
+    """What it takes to warm up is no growth, and neither is what comes and goes."""
     assert judge(samples(seconds=seconds), slices(), 8) == []
 
 
