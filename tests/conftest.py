@@ -37,6 +37,7 @@ from migrations_bootstrap.embedded import EmbeddedServer
 from tests import small_legacy
 from tests.duplicated import Site
 from tests.legacy import LegacyRows, make_legacy
+from tests.measuring import measure_no_children
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
@@ -46,12 +47,17 @@ LONGEST = (
     "test_faults",
     "test_embedded",
     "test_serving",
+    "test_duplicate_guard_cli",
     "test_duplicates_races",
+    "test_duplicates_api",
+    "test_duplicate_merge_cli",
     "test_bootstrap",
     "test_transfer",
-    "test_duplicates_properties",
+    "test_database",
+    "test_slow_clients",
     "test_stateful",
     "test_health",
+    "test_contract",
 )
 
 
@@ -59,6 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order is otherwise that of their names."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unmeasured_children() -> None:
+    """Measure in the tests' own process alone, and in those that a test says."""
+    measure_no_children()
 
 
 @contextmanager
