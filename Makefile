@@ -6,6 +6,9 @@ PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 # Where something looks like a secret and is none: what examples and tests have for a password, and
 # the key of a benchmark that signs nothing.
 NO_SECRETS := ^(password|secret|sec|nothing is signed here|Zebra|Hippo)$$
+# Compiled modules are kept, whatever the environment says: hundreds of processes would each compile
+# all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run run-async test soak bench check lint audit clean

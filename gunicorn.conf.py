@@ -1,12 +1,19 @@
 """How gunicorn serves Rollcall: ``gunicorn wsgi:app`` reads this file."""
 
 import atexit
+import fcntl
 import os
 import resource
 import shutil
 import signal
 import sys
 import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER_OF_METRICS = "rollcall-metrics-"
+BEING_MADE = 60  # seconds; nobody needs that long from a folder to its lock
 
 
 def make_folder_for_metrics():
@@ -14,13 +21,34 @@ def make_folder_for_metrics():
 
     prometheus_client looks at the variable when it is imported, by app or by us.
     """
-    master, folder = os.getpid(), tempfile.mkdtemp(prefix="rollcall-metrics-")
+    master, folder = os.getpid(), tempfile.mkdtemp(prefix=FOLDER_OF_METRICS)
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)  # with us and all workers, until death
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     # Workers inherit this, and end by themselves.
     atexit.register(lambda: os.getpid() == master and shutil.rmtree(folder))
 
 
+def remove_abandoned_folders():
+    """Remove the folders of masters that were killed: ours to remove, and locked by nobody."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_OF_METRICS}*"):
+        with suppress(OSError):  # it is another user's, in use, or just being removed
+            remove_if_abandoned(folder)
+
+
+def remove_if_abandoned(folder):
+    """Raises OSError, also where the folder is in use."""
+    found = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        state = os.stat(found)
+        if state.st_uid == os.geteuid() and state.st_mtime < time.time() - BEING_MADE:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    finally:
+        os.close(found)
+
+
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    remove_abandoned_folders()
     make_folder_for_metrics()
 
 from gunicorn.errors import HaltServer  # noqa: E402

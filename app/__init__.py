@@ -43,7 +43,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     database.init_app(app, settings)
     api.init_app(app)
     headers.init_app(app, settings)  # answers preflights before anybody asks for a token
-    security.init_app(app, settings, preflights=bool(settings.cors_origins))
+    security.init_app(app, settings)
     limits.init_app(app, settings)  # counts by token, so that it comes after whoever reads it
     cli.init_app(app)
     return app

@@ -79,6 +79,10 @@ class ScopeMissing(RollcallError):
         self.scope = scope
 
 
+class CrossOrigin(RollcallError):
+    """A page of another origin, which may not call, had a browser send a change."""
+
+
 class UnusableName(RollcallError):
     """Something cannot be called so; ``str(error)`` says why."""
 

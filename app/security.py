@@ -5,12 +5,14 @@ The one place that wires Flask-HTTPAuth. What comes new is locked without anybod
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from flask import Flask, current_app, g, request
 from flask_httpauth import HTTPTokenAuth
 
 from app import tokens
 from app.config import Settings
-from app.errors import NotAuthenticated, ScopeMissing
+from app.errors import CrossOrigin, NotAuthenticated, ScopeMissing
 from app.token_cache import TokenCache
 from app.tokens import ADMIN, READ, WRITE, Token
 
@@ -35,22 +37,48 @@ def required_scope(endpoint: str | None, method: str) -> str | None:
     return READ if method in READING else WRITE
 
 
-def init_app(app: Flask, settings: Settings, preflights: bool = False) -> None:
+def init_app(app: Flask, settings: Settings) -> None:
     """Have each request show its token first, unless authentication is off.
 
-    ``preflights`` leaves CORS preflights open, which browsers send without a token. Whoever looks
-    for it finds the token at ``flask.g.token``: an object with ``id``, ``name`` and ``scope``, or
-    None for a request that needs none.
+    CORS preflights, which browsers send without one, have been answered by then if they are wanted.
+    Whoever looks for it finds the token at ``flask.g.token``: an object with ``id``, ``name`` and
+    ``scope``, or None for a request that needs none.
     """
     app.extensions["rollcall_tokens"] = TokenCache(tokens.find, tokens.note_use)
 
     @app.before_request
     def ask_for_token() -> None:
         g.token = None
+        require_known_page(
+            request.method,
+            request.headers,  # type: ignore[arg-type]
+            request.host,
+            settings.cors_origins,
+        )
         scope = required_scope(request.endpoint, request.method)
-        if settings.auth == "off" or scope is None or (preflights and is_preflight()):
-            return
-        _authorize(scope)
+        if settings.auth != "off" and scope is not None:
+            _authorize(scope)
+
+
+def require_known_page(
+    method: str, headers: Mapping[str, str], host: str, allowed: Collection[str]
+) -> None:
+    """Raise CrossOrigin where a page of another origin, which may not call, changes something.
+
+    A merge has no body, and a browser sends that without a preflight; where no token is asked for,
+    or a proxy adds one for people whom it knows, nothing else stands in the way. Browsers tell of
+    the page by themselves, old ones at least its origin. Other clients have nothing to tell.
+    """
+    origin = headers.get("Origin")
+    if method in READING or origin in allowed:
+        return
+    site = headers.get("Sec-Fetch-Site")
+    if site is None:
+        is_known = origin in (None, f"http://{host}", f"https://{host}")
+    else:
+        is_known = site in ("same-origin", "none")
+    if not is_known:
+        raise CrossOrigin
 
 
 def is_preflight() -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -11,11 +11,11 @@ from app.config import current_settings, request_policy
 from app.db import db
 from app.directory import read
 from app.duplicates import journal
-from app.duplicates.groups import Group, Page, Which, find_groups
+from app.duplicates.groups import Group, Page, find_groups
 from app.duplicates.merge import merge_group
 from app.duplicates.merging import Outcome, Rules
 from app.duplicates.plan import PlannedGroup
-from app.duplicates.status import guard_state
+from app.duplicates.status import which_there_can_be
 from app.duplicates.tables import KeyedTable, Tables, read_tables
 from app.duplicates.undo import undo
 from app.errors import AlreadyMerged, NothingToMerge, RecordIsDuplicate, RecordNotFound
@@ -52,18 +52,19 @@ def groups(
             start = after[1] if after is not None and after[0] == name else 0
             table = tables.of(MODELS[name])
             page = Page(start, limit + 1 - len(found))
-            found += find_groups(
-                session.connection(), tables, table, which=_which(session, table), page=page
-            )
+            found += _groups(session, tables, table, page=page)
         return found[: limit + 1]
 
     found = _on_tables(query)
     return found[:limit], len(found) > limit
 
 
-def _which(session: Session, table: KeyedTable) -> Which:
-    """Leave out the search for what is not marked where the guard lets nothing be: it is long."""
-    return "marked" if guard_state(session.connection(), table) == "valid" else "all"
+def _groups(
+    session: Session, tables: Tables, table: KeyedTable, **narrowed: Any
+) -> Iterator[Group]:
+    connection = session.connection()
+    which = which_there_can_be(connection, tables, table)
+    return find_groups(connection, tables, table, which=which, **narrowed)
 
 
 def merge_one(name: str, id: int, accept_homonyms: bool) -> Outcome:
@@ -77,10 +78,7 @@ def merge_one(name: str, id: int, accept_homonyms: bool) -> Outcome:
         _require_canonical(session, model, id)
         table = tables.of(model)
         journal.require(session.connection(), table)
-        found = find_groups(
-            session.connection(), tables, table, which=_which(session, table), of=[id]
-        )
-        return tables, next(found, None)
+        return tables, next(_groups(session, tables, table, of=[id]), None)
 
     tables, group = _on_tables(query)
     if group is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,22 @@ def wrk(url: str, workload: str, names: Path, seconds: float, token: str | None 
     and which one does is luck: not seldom one process gets all of them, and half of the speed.
     """
     length = min(BURST, max(1, round(seconds)))  # wrk takes no fractions
-    bursts = [
-        _burst(url, workload, names, length, token) for _ in range(max(1, round(seconds / length)))
-    ]
+    number = max(1, round(seconds / length))
+    return summed([burst(url, workload, names, length, token) for _ in range(number)])
+
+
+def summed(bursts: Sequence[dict[str, Any]]) -> Load:
+    """Return what came of several bursts together."""
     latencies = [
         milliseconds
-        for burst in bursts
-        for microseconds, count in burst["latencies"]
+        for one in bursts
+        for microseconds, count in one["latencies"]
         for milliseconds in [microseconds / 1000] * count
     ]
     return Load(
-        requests=sum(burst["requests"] for burst in bursts),
-        seconds=sum(burst["seconds"] for burst in bursts),
-        errors={kind: sum(burst["errors"][kind] for burst in bursts) for kind in ERRORS},
+        requests=sum(one["requests"] for one in bursts),
+        seconds=sum(one["seconds"] for one in bursts),
+        errors={kind: sum(one["errors"][kind] for one in bursts) for kind in ERRORS},
         **percentiles(latencies),
     )
 
@@ -75,7 +78,9 @@ def percentiles(latencies: Iterable[float]) -> dict[str, float]:
     return {**found, "max": ordered[-1]}
 
 
-def _burst(url: str, workload: str, names: Path, seconds: int, token: str | None) -> dict[str, Any]:
+def burst(
+    url: str, workload: str, names: Path, seconds: int, token: str | None = None
+) -> dict[str, Any]:
     """Run wrk once, with one thread: it can send far more than any of the services answers."""
     said = run(
         [
@@ -96,5 +101,5 @@ def _burst(url: str, workload: str, names: Path, seconds: int, token: str | None
     results = [line for line in said.splitlines() if line.startswith("RESULT ")]
     if not results:
         raise BenchmarkError(f"wrk said nothing of its result: {said}")
-    burst: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
-    return burst
+    result: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
+    return result

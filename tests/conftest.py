@@ -38,6 +38,7 @@ from tests import small_legacy
 from tests.asgi_client import AsgiApplication, AsgiClient
 from tests.duplicated import Site
 from tests.legacy import LegacyRows, make_legacy
+from tests.measuring import measure_no_children
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
@@ -47,12 +48,17 @@ LONGEST = (
     "test_faults",
     "test_embedded",
     "test_serving",
+    "test_duplicate_guard_cli",
     "test_duplicates_races",
+    "test_duplicates_api",
+    "test_duplicate_merge_cli",
     "test_bootstrap",
     "test_transfer",
-    "test_duplicates_properties",
+    "test_database",
+    "test_slow_clients",
     "test_stateful",
     "test_health",
+    "test_contract",
 )
 
 
@@ -85,6 +91,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def service_kind() -> str:
     """Which server a test's clients talk to."""
     return "flask"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unmeasured_children() -> None:
+    """Measure in the tests' own process alone, and in those that a test says."""
+    measure_no_children()
 
 
 @contextmanager

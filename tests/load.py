@@ -127,14 +127,14 @@ class Load:
 
 @contextmanager
 def under_load(service: Service, clients: int = CLIENTS, keys: int = KEYS) -> Iterator[Load]:
-    """Put load on a service for as long as the block takes, and two rounds before and after."""
+    """Put load on a service for as long as the block takes, and a round before and after."""
     load = Load(service.connect, clients, keys)
     with ThreadPoolExecutor(clients) as threads:
         running = [threads.submit(load.run, client) for client in range(clients)]
         try:
-            load.pass_rounds(3)
+            load.pass_rounds(2)
             yield load
-            load.pass_rounds(3)
+            load.pass_rounds(2)
         finally:
             load.over.set()
     for client in running:

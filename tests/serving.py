@@ -9,17 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 from sqlalchemy import NullPool, create_engine, text
 
 from tests.conftest import unguard
+from tests.measuring import MEASURING
 from tests.races import eventually
 
 ROOT = Path(__file__).parent.parent
@@ -94,11 +96,16 @@ def exchange(
 
 
 def ask(
-    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, Message, Any]:
     """Send one request; return status, headers and content."""
-    headers = {"Content-Type": "application/json"} if body is not None else {}
-    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    typed = {"Content-Type": "application/json"} if body is not None else {}
+    content = json.dumps(body) if body is not None else None
+    connection.request(method, path, content, {**typed, **headers})
     answer = connection.getresponse()
     content = answer.read()
     return answer.status, answer.headers, json.loads(content) if content else None
@@ -111,9 +118,13 @@ def serving(
     *,
     project: Path = ROOT,
     ready: bool = True,
+    measured: bool = False,
     **environment: str,
 ) -> Iterator[Service]:
-    """Serve an application; the log goes to the folder."""
+    """Serve an application; the log goes to the folder.
+
+    ``measured`` is for what no other test reaches: see tests/measuring.py.
+    """
     port, log = free_port(), folder / "gunicorn.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -125,6 +136,7 @@ def serving(
                 "PORT": str(port),
                 "PYTHONFAULTHANDLER": "1",
                 "ROLLCALL_AUTH": "off",
+                **(MEASURING if measured else {}),
                 **environment,
             },
             stdout=output,
@@ -142,14 +154,12 @@ def serving(
 
 
 @contextmanager
-def serving_as_it_is(
-    url: str, folder: Path, *arguments: str, **environment: str
-) -> Iterator[Service]:
+def serving_as_it_is(url: str, folder: Path, *arguments: str, **options: Any) -> Iterator[Service]:
     """Serve a database; where it had no guards they are gone again when the service is up."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         unguarded = connection.scalar(text("SELECT to_regclass('uq_employee_natural_key') IS NULL"))
-    with serving(folder, *arguments, DATABASE_URL=url, **environment) as service:
+    with serving(folder, *arguments, DATABASE_URL=url, **options) as service:
         if unguarded:
             unguard(url)
         yield service

@@ -16,19 +16,20 @@ from sqlalchemy import create_engine, make_url
 
 from app.database import administering
 from app.db import db
+from tests.measuring import MEASURING
 
 ROOT = Path(__file__).parent.parent
 FLASK = str(Path(sys.executable).with_name("flask"))
 
 
 def flask(
-    *arguments: str, project: Path = ROOT, **environment: str
+    *arguments: str, project: Path = ROOT, measured: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command as an operator does."""
+    """Run the command as an operator does; see tests/measuring.py for ``measured``."""
     return subprocess.run(
         [FLASK, *arguments],
         cwd=project,
-        env={**os.environ, **environment},
+        env={**os.environ, **(MEASURING if measured else {}), **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -41,7 +42,7 @@ def flask_on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
     process = subprocess.Popen(
         [FLASK, *arguments],
         cwd=ROOT,
-        env={**os.environ, "TERM": "xterm", **environment},
+        env={**os.environ, **MEASURING, "TERM": "xterm", **environment},
         stdout=theirs,
         stderr=theirs,
     )

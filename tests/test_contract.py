@@ -10,8 +10,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from app.tokens import new_token
+from tests.contract_hooks import after_call
 from tests.serving import ROOT, serving
 
 HERE = Path(__file__).parent
@@ -56,3 +60,11 @@ def test_the_service_does_what_its_document_says(database_url: str, tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Tested: 14" in done.stdout
     assert "unforeseen" not in log
+
+
+@pytest.mark.parametrize(("status", "given"), [(204, True), (304, True), (200, False)])
+def test_only_what_has_no_content_is_given_a_type(status: int, given: bool) -> None:
+    """The hook mends nothing that the document says."""
+    response = SimpleNamespace(status_code=status, headers={})
+    after_call(None, None, response)
+    assert ("content-type" in response.headers) is given

@@ -13,6 +13,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import NullPool, create_engine
 
+from tests.measuring import MEASURING
 from tests.test_cli import FLASK, ROOT, flask
 from tests.test_duplicate_guard_cli import (
     duplicates,
@@ -406,7 +407,7 @@ def test_purge_asks_on_a_terminal(
     with subprocess.Popen(
         [FLASK, "duplicates", "purge", "--older-than", "0d"],
         cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": marked_url},
+        env={**os.environ, **MEASURING, "DATABASE_URL": marked_url},
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

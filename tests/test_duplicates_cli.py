@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskCliRunner
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, NullPool, create_engine
 
 from app.cli.long_work import interruptible
 from migrations_bootstrap import upgrade
 from tests.conftest import execute, waits
 from tests.legacy import LegacyRows
+from tests.measuring import MEASURING
 from tests.races import eventually
 from tests.test_cli import FLASK, ROOT, flask, flask_on_a_terminal
 
@@ -283,7 +285,7 @@ def report_that_waits(url: str) -> Iterator[tuple[subprocess.Popen[str], Engine]
         process = subprocess.Popen(
             [FLASK, "duplicates", "report"],
             cwd=ROOT,
-            env={**os.environ, "DATABASE_URL": url},
+            env={**os.environ, **MEASURING, "DATABASE_URL": url},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -314,6 +316,39 @@ def test_what_ctrl_c_does_is_put_back_and_left_alone_where_it_is_ignored(handler
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_what_the_other_threads_wait_for(legacy_database: Made) -> None:
+    """Python interrupts its main thread alone; the others look whether it was."""
+    engine = create_engine(legacy_database[0], poolclass=NullPool)
+    ended = []
+
+    def wait_for_a_lock() -> None:
+        with engine.connect() as connection:
+            try:
+                connection.exec_driver_sql("SELECT pg_advisory_lock(7)")
+            except KeyboardInterrupt:
+                ended.append(True)
+
+    thread = threading.Thread(target=wait_for_a_lock)
+
+    def be_interrupted() -> None:
+        with interruptible(lambda: None):
+            thread.start()
+            eventually(lambda: waits(engine) == 1)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with engine.connect() as holder:
+            holder.exec_driver_sql("SELECT pg_advisory_lock(7)")
+            with pytest.raises(KeyboardInterrupt):
+                be_interrupted()
+            thread.join(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == [True]
+    eventually(lambda: waits(engine) == 0)
 
 
 def test_the_database_has_the_word_when_it_ends_the_report(legacy_database: Made) -> None:

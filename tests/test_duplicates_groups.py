@@ -357,7 +357,7 @@ NAMES = st.sampled_from(
 ROWS = st.lists(st.tuples(st.integers(0, 3), NAMES, st.booleans()), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(departments=st.lists(st.tuples(NAMES, st.booleans()), min_size=4, max_size=4), rows=ROWS)
 def test_every_redundant_row_is_planned_once(
     engine: Engine, departments: list[tuple[str, bool]], rows: list[tuple[int, str, bool]]

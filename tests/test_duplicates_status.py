@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 
 from app.duplicates.guard import guard, unguard
 from app.duplicates.merging import Rules
-from app.duplicates.status import Status, status
-from app.models import Employee
+from app.duplicates.status import Status, status, which_there_can_be
+from app.models import Department, Employee
 from tests.duplicated import Site
 from tests.other_models import Tag
 
@@ -73,6 +73,30 @@ def test_a_broken_guard_is_none(anns: Site, broken: str) -> None:
         " WHERE indexrelid = 'uq_employee_natural_key'::regclass"
     )
     assert (look(anns).rung, look(anns).guard) == ("adopted", "invalid")
+
+
+def test_duplicates_without_a_mark_are_looked_for_until_all_guards_stand(anns: Site) -> None:
+    """Those of the departments too: theirs make duplicates of employees."""
+    tables = anns.tables
+    with anns.engine.connect() as connection:
+        for model, table in ((None, Employee), (Department, Employee), (None, Department)):
+            guard(anns.engine, Employee)
+            if model is not None:
+                unguard(anns.engine, model)
+            which = which_there_can_be(connection, tables, tables.of(table))
+            assert which == ("marked" if model is None else "all")
+            connection.commit()
+
+
+def test_the_planner_knows_of_marks_and_merges(anns: Site) -> None:
+    """At once: it would plan for none until autovacuum comes by, and take minutes for many."""
+    marks = "SELECT null_frac < 1 FROM pg_stats WHERE attname = 'duplicate_of_id'"
+    entries = "SELECT reltuples FROM pg_class WHERE relname = 'rollcall_merge'"
+    guard(anns.engine, Employee)
+    assert anns.rows(f"{marks} AND tablename = 'employee'") == [True]
+    assert anns.rows(entries) == [1]
+    anns.merge_all()
+    assert anns.rows(entries) == [2]
 
 
 def test_rows_that_no_get_or_create_made_are_counted(anns: Site) -> None:

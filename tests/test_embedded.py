@@ -33,6 +33,7 @@ from sqlalchemy import NullPool, create_engine, make_url
 from migrations_bootstrap import embedded, keeper
 from migrations_bootstrap.embedded import Account, EmbeddedServer, EmbeddedServerError
 from migrations_bootstrap.errors import BootstrapError
+from tests.measuring import MEASURING
 
 FAST = {"fsync": "off"}
 IS_ROOT = os.geteuid() == 0
@@ -149,6 +150,13 @@ def reachable_folder() -> Iterator[Path]:
     yield path
     wait_until(lambda: not processes(path))
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in keepers too."""
+    for name, value in MEASURING.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -446,6 +454,7 @@ def test_killed_keeper_leaves_no_orphan(server: EmbeddedServer) -> None:
     assert has_row(server)
 
 
+@pytest.mark.usefixtures("measured")
 def test_killed_server_is_started_again(server: EmbeddedServer) -> None:
     """kill -9 of the postmaster: the same keeper brings back everything that was committed."""
     commit_a_row(server)
@@ -466,6 +475,7 @@ def test_everything_killed_at_once_recovers(server: EmbeddedServer) -> None:
     assert has_row(server)
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_keeper_stops_the_server_when_told(server: EmbeddedServer, number: int) -> None:
     """SIGTERM, SIGINT and SIGHUP end the keeper and the server; a user can start it again."""
@@ -492,6 +502,7 @@ def test_interrupt_from_the_terminal_does_not_reach_the_server(
     assert postmaster_of(server) == before
 
 
+@pytest.mark.usefixtures("measured")
 def test_half_made_data_are_made_again(
     folder: Path, make_server: Callable[..., EmbeddedServer]
 ) -> None:
@@ -506,6 +517,7 @@ def test_half_made_data_are_made_again(
     assert execute(server, "SELECT 1") == 1
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(("settings", "is_durable"), [(FAST, False), ({}, True)])
 def test_new_data_are_synchronised_unless_fsync_is_off(
     folder: Path,
@@ -522,6 +534,7 @@ def test_new_data_are_synchronised_unless_fsync_is_off(
     assert ("--no-sync" not in server.log.read_text()) is is_durable
 
 
+@pytest.mark.usefixtures("measured")
 def test_pid_taken_by_another_process_is_no_server(server: EmbeddedServer) -> None:
     """Pids begin again in a restarted container: one that is a live stranger's stops no start."""
     account = server._account.popen
@@ -560,6 +573,7 @@ def task_of(server: EmbeddedServer) -> keeper.Task:
     return keeper.Task(**json.loads(word))
 
 
+@pytest.mark.usefixtures("measured")
 def test_server_that_outlived_its_keeper_is_replaced(server: EmbeddedServer) -> None:
     """Where there is no death signal a new keeper stops the old server before it starts its own."""
     task = task_of(server)
@@ -586,6 +600,7 @@ def test_server_that_does_not_obey_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     assert stubborn.returncode == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(("keeper_is", "status"), [("os.getppid()", 0), ("0", 1)])
 def test_server_is_not_started_for_a_dead_keeper(keeper_is: str, status: int) -> None:
     """Between fork and exec the parent is looked at again: it may be gone already."""
@@ -614,6 +629,7 @@ def test_failed_initdb_is_reported_at_once(
     assert issubclass(EmbeddedServerError, BootstrapError)
 
 
+@pytest.mark.usefixtures("measured")
 def test_silent_initdb_is_reported(
     folder: Path, make_server: Callable[..., EmbeddedServer], make_binaries: Callable[..., Path]
 ) -> None:
@@ -622,6 +638,7 @@ def test_silent_initdb_is_reported(
         make_server(folder / "instance", binaries=make_binaries("broken")).attach()
 
 
+@pytest.mark.usefixtures("measured")
 def test_refused_setting_is_reported(make_server: Callable[..., EmbeddedServer]) -> None:
     """A setting that postgres does not know: its FATAL line is in the error."""
     server = make_server(settings={**FAST, "no_such_setting": "1"})

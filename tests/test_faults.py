@@ -154,7 +154,7 @@ def test_replies_lost_under_load(either_url: str, tmp_path: Path) -> None:
                 load.hit(),
                 proxy.lose_often(b"EXECUTE", every=7, passed=(0, 1, 5, 60, 200)),
             ):
-                load.pass_rounds(3)
+                load.pass_rounds(2)
         assert proxy.lost > 10
     assert wrongs(load, site) == []
     assert {answer.status for answer in load.answers} == {200, 201}
@@ -179,7 +179,7 @@ def test_many_clients_of_many_workers(either_url: str, tmp_path: Path) -> None:
     with serving_as_it_is(either_url, tmp_path, WEB_CONCURRENCY="3") as service:
         site = Site(service, either_url)
         with site.under_load(clients=16) as load, load.hit():
-            load.pass_rounds(4)
+            load.pass_rounds(2)
     assert wrongs(load, site) == []
     assert {answer.status for answer in load.answers} == {200, 201}
 
@@ -250,7 +250,9 @@ def test_the_checker_catches_what_is_wrong(
     application: str, unguarded_url: str, tmp_path: Path
 ) -> None:
     """The load can fail: a loop that loses its isolation level, and ours without any."""
-    with serving_as_it_is(unguarded_url, tmp_path, application, WEB_CONCURRENCY="3") as service:
+    with serving_as_it_is(
+        unguarded_url, tmp_path, application, measured=True, WEB_CONCURRENCY="3"
+    ) as service:
         site = Site(service, unguarded_url)
         with site.under_load() as load:
             eventually(lambda: "repeated" in kinds(load, site), 60)

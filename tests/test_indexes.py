@@ -500,7 +500,7 @@ def normalise(server_url: str) -> Iterator[Callable[[str], str]]:
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cn"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @example(WHITE_SPACE + "a" + WHITE_SPACE + "b" + WHITE_SPACE)
 @example("e\u0301 \u2126 \ufb01 %s %% \\ ]^-")
 @given(given_text=st.text(st.one_of(CHARACTERS, st.sampled_from(WHITE_SPACE + "ae\u0301\u0308"))))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -308,6 +310,16 @@ def test_the_counts_of_all_workers_add_up(service: Service, folder: Path) -> Non
     eventually(lambda: not any(folder.rglob(f"gauge_livesum_{gone.copy().pop()}.db")))
 
 
+def test_one_process_of_several_answers_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the folder, where nothing has been counted yet."""
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
+    assert list(metrics._registry().collect()) == []
+    monkeypatch.delenv(metrics.FOLDER)
+    assert metrics._registry() is OUR_OWN
+
+
 def test_the_pools_of_all_workers_are_seen(service: Service) -> None:
     """Also of one that has nothing to do."""
     service.call("POST", "/api/v1/departments", {"name": "D"})
@@ -316,12 +328,25 @@ def test_the_pools_of_all_workers_are_seen(service: Service) -> None:
 
 
 def test_a_start_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
-    """As a stop does, see above."""
+    """As a stop does, see above. And it removes what a master left that was killed, no other's."""
     made = tmp_path / "tmp"
-    made.mkdir()
+    killed, in_use, new, other = (
+        made / name
+        for name in ("rollcall-metrics-a", "rollcall-metrics-b", "rollcall-metrics-c", "other")
+    )
+    for folder in (killed, in_use, new, other):
+        folder.mkdir(parents=True)
+        (folder / "counter_1.db").touch()
+    for folder in (killed, in_use, other):
+        os.utime(folder, (0, 0))
+    held = os.open(in_use, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
     with serving(tmp_path, ready=False, PORT="x", TMPDIR=str(made)) as service:
         assert service.process.wait(30) == 1
-    assert list(made.iterdir()) == []
+        log = service.log.read_text()
+    assert log.startswith("rollcall: PORT ")
+    os.close(held)
+    assert sorted(made.iterdir()) == sorted([in_use, new, other])
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(client: FlaskClient) -> None:

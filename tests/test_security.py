@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from flask import Flask, g
+from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
 from app import security, tokens
-from app.config import load_settings
 from app.db import db
 from app.tokens import SCOPES, new_token
 from tests.races import eventually
@@ -22,6 +22,7 @@ EMPLOYEES = "/api/v1/employees"
 OPEN = {"health.healthz", "health.readyz"}
 ADMIN = {"api.duplicates", "api.duplicates_merge", "api.merge_undo", "health.metrics"}
 CHALLENGE = 'Bearer realm="rollcall"'
+PAGE = "https://portal.example"
 Headers = dict[str, str]
 
 
@@ -273,19 +274,72 @@ def test_nobody_is_asked_with_authentication_off(
     assert seen == [None, None, None]
 
 
-@pytest.mark.flask_only
-def test_preflights_are_locked_unless_they_are_wanted(app: Flask) -> None:
+def test_preflights_are_locked_unless_they_are_wanted(
+    app: Flask, make_app: Callable[..., Flask], database_url: str
+) -> None:
     """And where they are wanted, no other OPTIONS is open with them."""
-    preflight = {"Origin": "https://portal.example", "Access-Control-Request-Method": "PATCH"}
+    preflight = {"Origin": PAGE, "Access-Control-Request-Method": "PATCH"}
     assert app.test_client().options(EMPLOYEES, headers=preflight).status_code == 401
-    wanted = Flask("wanted")
-    wanted.add_url_rule("/new", "new", lambda: "")
-    security.init_app(wanted, load_settings({"ROLLCALL_AUTH": "token"}), preflights=True)
-    wanted.testing = False
+    wanted = make_app(database_url, ROLLCALL_AUTH="token", ROLLCALL_CORS_ORIGINS=PAGE)
     client = wanted.test_client()
-    assert client.options("/new", headers=preflight).status_code == 200
-    assert client.options("/new").status_code == 500  # NotAuthenticated: nothing here maps it
-    assert client.get("/new", headers=preflight).status_code == 500
+    assert client.options(EMPLOYEES, headers=preflight).status_code == 204
+    assert client.options(EMPLOYEES, headers={"Origin": PAGE}).status_code == 401
+    assert client.get(EMPLOYEES, headers=preflight).status_code == 401
+
+
+STRANGE = [
+    {"Sec-Fetch-Site": "cross-site", "Origin": PAGE},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"},
+    {"Origin": PAGE},
+    {"Origin": "null"},
+    {"Origin": "http://localhost.evil.example"},
+]
+OUR_OWN: list[dict[str, str]] = [
+    {},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"},
+    {"Sec-Fetch-Site": "none"},
+    {"Origin": "http://localhost"},
+    {"Origin": "https://localhost"},
+]
+
+
+@pytest.fixture
+def free(make_app: Callable[..., Flask], database_url: str) -> FlaskClient:
+    """A client of a service that asks nobody for a token."""
+    return make_app(database_url).test_client()
+
+
+@pytest.mark.parametrize("headers", STRANGE)
+def test_pages_of_other_origins_change_nothing(free: FlaskClient, headers: Headers) -> None:
+    """A browser sends an empty body for any page, and says where that is from. They may read."""
+    for method, path in (
+        ("POST", "/api/v1/duplicates/employee/1/merge"),
+        ("POST", "/api/v1/merges/1/undo"),
+        ("POST", EMPLOYEES),
+        ("PATCH", f"{EMPLOYEES}/1"),
+        ("DELETE", f"{EMPLOYEES}/1"),
+    ):
+        answer = free.open(path, method=method, headers=headers)
+        assert (answer.status_code, answer.get_json()["code"]) == (403, "cross_origin")
+    assert free.get(EMPLOYEES, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", OUR_OWN)
+def test_our_own_pages_and_other_programs_may(free: FlaskClient, headers: Headers) -> None:
+    """The Swagger UI, also behind a proxy; curl says nothing."""
+    assert free.delete(f"{EMPLOYEES}/1", headers=headers).status_code == 404
+
+
+def test_pages_that_are_named_may_change(make_app: Callable[..., Flask], database_url: str) -> None:
+    """By their origin, exactly; where all are, they may read."""
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": PAGE}
+    named, all_of_them = (
+        make_app(database_url, ROLLCALL_CORS_ORIGINS=origins).test_client()
+        for origins in (PAGE, "*")
+    )
+    assert named.delete(f"{EMPLOYEES}/1", headers=headers).status_code == 404
+    assert all_of_them.delete(f"{EMPLOYEES}/1", headers=headers).status_code == 403
 
 
 def test_swagger_says_that_a_token_is_needed(app: Flask, held: dict[str, Headers]) -> None:
@@ -300,7 +354,7 @@ def test_swagger_says_that_a_token_is_needed(app: Flask, held: dict[str, Headers
         for method, operation in path.items()
         if method != "parameters"
     ]
-    assert len(operations) > 10
+    assert len(operations) > 8
     for operation in operations:
         assert {"401", "403"} <= operation["responses"].keys()
         assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
@@ -321,6 +375,7 @@ def service(
     with serving(
         folder,
         "tests.short_memory:app",
+        measured=True,
         DATABASE_URL=migrated_url,
         LOG_LEVEL="DEBUG",
         ROLLCALL_AUTH="token",

@@ -45,6 +45,7 @@ def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """One worker of four threads, which gives a request two seconds to arrive."""
     with serving(
         tmp_path_factory.mktemp("slow"),
+        measured=True,
         DATABASE_URL=guarded_url,
         WEB_CONCURRENCY="1",
         ROLLCALL_REQUEST_TIMEOUT="2",
@@ -279,6 +280,34 @@ class Full:
 
     def accept(self) -> Any:
         raise OSError(self.number, "no")
+
+
+@pytest.mark.parametrize(
+    ("sent", "start"),
+    [
+        (b"GET /" + b"x" * 9000, b"HTTP/1.1 414 "),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 400 "),
+        (POST + b"Content-Length: 500\r\n\r\n{", b"HTTP/1.1 400 "),
+    ],
+)
+def test_what_no_thread_is_to_see_is_refused(idler: Worker, sent: bytes, start: bytes) -> None:
+    """A head without an end, a body that is malformed, and one that breaks off."""
+    connection, client = waiting(idler, sent)
+    with client:
+        client.shutdown(socket.SHUT_WR)
+        eventually(lambda: idler._read(connection) or bool(connection.ends))
+        assert everything(client).startswith(start)
+    assert connection.lingers
+
+
+def test_a_client_that_ends_without_a_request_is_let_go(idler: Worker) -> None:
+    """Nothing is to be said to it."""
+    connection, client = waiting(idler)
+    with client:
+        client.shutdown(socket.SHUT_WR)
+        eventually(lambda: idler._read(connection) or connection not in idler.waiting)
+        assert everything(client) == b""
+    assert idler.nr_conns == 0
 
 
 def test_without_file_descriptors_the_oldest_makes_room(idler: Worker) -> None:

@@ -262,7 +262,7 @@ def test_the_api_does_what_its_model_does(client: FlaskClient, either_url: str) 
             super().__init__()
 
     Emptied.client = client
-    bounds = settings(max_examples=25, stateful_step_count=40, derandomize=True, deadline=None)
+    bounds = settings(max_examples=16, stateful_step_count=40, derandomize=True, deadline=None)
     run_state_machine_as_test(Emptied, settings=bounds)
 
 

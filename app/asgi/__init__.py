@@ -14,8 +14,10 @@ from typing import Any
 from fastapi import FastAPI
 from flask import Flask
 from sqlalchemy import make_url
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
 from app import metrics, telemetry, transactions
 from app.asgi import documentation, routes
@@ -72,7 +74,7 @@ def _cors(settings: Settings) -> list[Middleware]:
     reads_only = settings.cors_origins == ("*",)
     return [
         Middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD"]
             if reads_only
@@ -82,6 +84,16 @@ def _cors(settings: Settings) -> list[Middleware]:
             max_age=600,
         )
     ]
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, which would answer what a browser asks before a call with words of its own."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        kept = ("vary", "access-control-") if answer.status_code == 200 else ("vary",)
+        headers = {name: value for name, value in answer.headers.items() if name.startswith(kept)}
+        return Response(status_code=204, headers=headers)
 
 
 @asynccontextmanager

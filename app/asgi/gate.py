@@ -19,7 +19,7 @@ from app.errors import ConfigurationError, NotAuthenticated, ScopeMissing
 from app.limits import Failures, too_many_requests
 from app.loopback import require_loopback
 from app.observability import Exchange
-from app.security import required_scope
+from app.security import require_known_page, required_scope
 from app.tokens import Token
 from app.web import problems
 
@@ -73,6 +73,12 @@ class Gate:
         _require_known_place(scope, work)
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > LONGEST_TARGET:
             raise RequestURITooLarge
+        require_known_page(
+            request.method,
+            request.headers,
+            request.headers.get("Host", ""),
+            work.settings.cors_origins,
+        )
         route, allowed = _find(scope)
         name = None if route is None else route.name
         known: Exchange = scope["rollcall.known"]

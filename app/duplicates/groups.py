@@ -240,16 +240,18 @@ def _marked(table: KeyedTable, which: Which, journalled: bool) -> str:
     """Return a CTE: duplicates, save those that are merged and that nothing refers to."""
     id, mark = quote(table.id), quote(table.mark)
     condition = "false" if which == "unmarked" else f"t.{mark} IS NOT NULL"
-    merged = "false"
+    join, merged = "", "false"
     if journalled and which != "unmarked":
         referred = [
             f"EXISTS (SELECT FROM {reference.table} AS c WHERE {reference.matches('c', 't')})"
             for reference in table.references
         ]
-        merged = f"t.{id} IN ({journal.merged_ids(table)})"
-        condition += f" AND ({' OR '.join([f'NOT {merged}', *referred])})"
+        # Joined and not IN (…), which asks all of many for each.
+        join = f"LEFT JOIN ({journal.merged_ids(table)}) AS merged ON merged.id = t.{id}"
+        merged = "merged.id IS NOT NULL"
+        condition += f" AND ({' OR '.join(['merged.id IS NULL', *referred])})"
     return f"""marked AS (
-  SELECT t.{id} AS id, t.{mark} AS root, {merged} AS merged FROM {table.table} AS t
+  SELECT t.{id} AS id, t.{mark} AS root, {merged} AS merged FROM {table.table} AS t {join}
    WHERE {condition})"""
 
 

@@ -66,7 +66,7 @@ def guard(
     """
     with engine.connect() as connection:
         tables = read_tables(connection, model, soft_references)
-        wanted = in_order(tables, tables.of(model))
+        wanted = tables.in_order(tables.of(model))
         _require_found_by_name(connection, wanted)
     decisions = decisions or Decisions()
     _require_keys(wanted, decisions)
@@ -85,12 +85,6 @@ def guard(
         outcomes.append(replace(outcome, renamed=renamed[table.oid]))
         admit_all_writers(engine, table, lock_timeout)
     return outcomes
-
-
-def in_order(tables: Tables, table: KeyedTable) -> list[KeyedTable]:
-    """Return the tables that the table's key refers to, directly or not, and then itself."""
-    before = [one for parent in tables.parents(table) for one in in_order(tables, parent)]
-    return list(dict.fromkeys([*before, table]))
 
 
 def undecided(

@@ -58,13 +58,21 @@ CREATE TABLE IF NOT EXISTS {schema}.rollcall_change (
 );
 """
 # For one of many transactions in succession: a crash of the server takes back the last moment's,
-# each as a whole, and the next run does them again. :func:`flush` comes after the last.
+# each as a whole, and the next run does them again. :func:`settle` comes after the last.
 NOT_WAITING = "SET LOCAL synchronous_commit = off; "
 
 
-def flush(engine: Engine, policy: RetryPolicy) -> None:
-    """Return when everything that was committed before is on disk."""
+def settle(engine: Engine, table: KeyedTable, policy: RetryPolicy) -> None:
+    """Return when everything that was committed before is on disk, and have the planner know.
+
+    Autovacuum tells it once a tenth of a table has changed; until then it takes the few that are
+    marked for none, and searches that take seconds take minutes.
+    """
     run(engine, lambda session, _: session.scalar(text("SELECT pg_current_xact_id()")), policy)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"ANALYZE (SKIP_LOCKED) {table.table}, {table.journal}.rollcall_merge"
+        )
 
 
 # Of two who create it at once: pg_type_typname_nsp_index, duplicate table, duplicate object.
@@ -99,7 +107,8 @@ def require(connection: Connection, table: KeyedTable) -> None:
 def merged_ids(table: KeyedTable) -> str:
     """Return a query of the ids of rows that have been merged into another."""
     return (
-        f"SELECT CAST(merged.id AS {table.id_type}) FROM {table.journal}.rollcall_merge AS e,"
+        f"SELECT DISTINCT CAST(merged.id AS {table.id_type}) AS id"
+        f" FROM {table.journal}.rollcall_merge AS e,"
         " jsonb_array_elements_text(e.duplicates) AS merged (id)"
         f" WHERE e.action = '{MERGE}' AND e.table_name = %(table)s AND e.undone_at IS NULL"
     )

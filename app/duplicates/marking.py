@@ -60,7 +60,7 @@ class Marker:
                 marked += self._mark_if_unchanged(some)
                 tell(marked)
         if marked:
-            journal.flush(self.engine, self.policy)
+            journal.settle(self.engine, self.table, self.policy)
         return marked
 
     def _mark_if_unchanged(self, groups: Sequence[Group]) -> int:
@@ -136,7 +136,7 @@ class Marker:
                 normalised += self._normalise_if_free(some)
                 tell(normalised)
         if normalised:
-            journal.flush(self.engine, self.policy)
+            journal.settle(self.engine, self.table, self.policy)
         return normalised
 
     def _unnormalised_sql(self) -> str:

@@ -18,6 +18,7 @@ from app.duplicates.journal import Journal
 from app.duplicates.merging import Merging, Outcome, Rules
 from app.duplicates.parts import side_by_side
 from app.duplicates.plan import LEAVE, Decisions, PlannedGroup
+from app.duplicates.status import which_there_can_be
 from app.duplicates.tables import KeyedTable, Tables
 from app.errors import (
     AlreadyMerged,
@@ -57,7 +58,7 @@ def merge_group(
 
     Raises GroupChanged, AlreadyMerged where it would do nothing, HomonymsFound, RowsCollide and
     UnusablePlan; nothing is changed then, and nothing journalled. Nothing is ever deleted or set
-    to NULL. One of many need not be waited for: see journal.flush().
+    to NULL. One of many need not be waited for: see journal.settle().
     """
 
     def work(session: Session, unanswered: Outcome | None) -> Outcome:
@@ -125,9 +126,10 @@ def merge_all(
     for _ in range(PASSES):
         merged = 0
         with engine.connect() as connection:
+            which = which_there_can_be(connection, tables, table)
             groups = (
                 _Found(PlannedGroup(group.table, group.kept, group.duplicates), group.merged)
-                for group in find_groups(connection, tables, table, rules.keep)
+                for group in find_groups(connection, tables, table, rules.keep, which=which)
             )
             wanted = (found for found in groups if found.group not in left)
             for outcome in side_by_side(work, wanted, IN_SUCCESSION, _threads(tables, table)):
@@ -138,7 +140,7 @@ def merge_all(
                 yield outcome
         if not merged:
             return
-        journal.flush(engine, policy)
+        journal.settle(engine, table, policy)
 
 
 def merge_planned(
@@ -164,7 +166,7 @@ def merge_planned(
         for outcome in side_by_side(work, wanted, IN_SUCCESSION, _threads(tables, table)):
             if not (isinstance(outcome, Left) and isinstance(outcome.error, AlreadyMerged)):
                 yield outcome
-    journal.flush(engine, policy)
+    journal.settle(engine, table, policy)
 
 
 def _planned(connection: Connection, table: KeyedTable, decisions: Decisions) -> Iterator[_Found]:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from app.duplicates import journal
-from app.duplicates.groups import find_groups
+from app.duplicates.groups import Which, find_groups
 from app.duplicates.tables import KeyedTable, Tables, as_value, quote
 from app.natural_key import columns_of
 from migrations_bootstrap import guard_name
@@ -88,6 +88,15 @@ def guard_state(connection: Connection, table: KeyedTable) -> str:
     return {None: "none", False: "invalid", True: "valid"}[valid]
 
 
+def which_there_can_be(connection: Connection, tables: Tables, table: KeyedTable) -> Which:
+    """Return which duplicates to look for: where guards stand each is marked, and quickly found.
+
+    The guards of the tables that the key refers to count too, whose duplicates make others here.
+    """
+    states = {guard_state(connection, one) for one in tables.in_order(table)}
+    return "marked" if states == {"valid"} else "all"
+
+
 def _counts(connection: Connection, table: KeyedTable) -> dict[str, Any]:
     """Count rows. One that nobody's get_or_create made has no token, and a time of its own.
 
@@ -112,9 +121,10 @@ def _unmarked(connection: Connection, tables: Tables, table: KeyedTable) -> int:
 
 
 def _waiting(connection: Connection, table: KeyedTable) -> int:
-    sql = f"SELECT count(*) FROM {table.table} WHERE {quote(table.mark)} IS NOT NULL"
+    sql = f"SELECT count(*) FROM {table.table} AS t WHERE {quote(table.mark)} IS NOT NULL"
     if journal.exists(connection, table):
-        sql += f" AND {quote(table.id)} NOT IN ({journal.merged_ids(table)})"
+        merged = f"SELECT FROM ({journal.merged_ids(table)}) AS merged WHERE merged.id"
+        sql += f" AND NOT EXISTS ({merged} = t.{quote(table.id)})"
     return int(connection.exec_driver_sql(sql, {"table": table.name}).scalar_one())
 
 

@@ -141,6 +141,11 @@ class Tables:
         oids = dict.fromkeys(table.parents.values())
         return [self.by_oid[oid] for oid in oids if oid != table.oid]
 
+    def in_order(self, table: KeyedTable) -> list[KeyedTable]:
+        """Return the tables that the table's key refers to, directly or not, and then itself."""
+        before = [one for parent in self.parents(table) for one in self.in_order(parent)]
+        return list(dict.fromkeys([*before, table]))
+
     def key(self, table: KeyedTable, name: str) -> str:
         """Return a column of the key of rows ``t`` as new rows are stored, as SQL.
 

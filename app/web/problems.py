@@ -130,6 +130,11 @@ def _(error: errors.ScopeMissing) -> Problem:
     return replace(_challenge(403, "forbidden", detail, **told), members={"scope": error.scope})
 
 
+@problem_of.register
+def _(error: errors.CrossOrigin) -> Problem:
+    return Problem(403, "cross_origin", "Pages of this origin may not change anything.")
+
+
 def _challenge(status: int, code: str, detail: str, **told: str) -> Problem:
     """Return a problem that says what is wrong with a token as RFC 6750 does, too."""
     challenge = ", ".join([CHALLENGE, *(f'{name}="{value}"' for name, value in told.items())])

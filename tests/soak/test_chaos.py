@@ -19,8 +19,7 @@ from tests.faults import Site
 from tests.ledger import CUT, stored, verify
 from tests.load import Load
 from tests.serving import serving_as_it_is
-
-MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
+from tests.soak.minutes import MINUTES
 
 
 @pytest.fixture
