@@ -78,7 +78,7 @@ def _probe(look: Callable[[Connection], Result]) -> Result:
     """Return what a short look gives. Raises ContentionError and SQLAlchemy's errors."""
 
     def attempt(number: int) -> Result:
-        with connect(db.engine) as connection:
+        with connect(db.default_engine) as connection:
             connection.exec_driver_sql(limits(PROBE))
             return look(connection)
 
@@ -150,7 +150,7 @@ def _diagnosis(error: Exception) -> Readiness:
         return _not_ready("All connections of this worker's pool are in use.", UNKNOWN)
     state = next((found for cause in causes if (found := sqlstate(cause))), None)
     if state is None:
-        return _not_ready(_why_not_connected(db.engine), AWAY)
+        return _not_ready(_why_not_connected(db.default_engine), AWAY)
     return _not_ready(ANSWERS.get(state, f"The database answers with SQLSTATE {state}."), UNKNOWN)
 
 

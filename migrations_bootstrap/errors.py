@@ -27,6 +27,10 @@ class Blocked(BootstrapError):
     """Other sessions held a table for longer than a change to it may wait."""
 
 
+class InUse(BootstrapError):
+    """Other sessions are in a database that was to be dropped."""
+
+
 class NotAdopted(BootstrapError):
     """The database has tables of ours that Rollcall did not make and may not touch yet."""
 
