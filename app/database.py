@@ -131,15 +131,18 @@ def administration_url() -> URL:
 
 
 @contextmanager
-def administering() -> Iterator[Engine]:
-    """Yield an engine for commands that change tables: past poolers, as the role that owns them."""
-    settings = current_settings()
+def administering(usual: Engine | None = None) -> Iterator[Engine]:
+    """Yield an engine for commands that change tables: past poolers, as the role that owns them.
+
+    It is for the database that is at work, or for that of another engine of ours.
+    """
+    usual, settings = usual or db.engine, current_settings()
     if settings.admin_url is None:
-        yield db.engine
+        yield usual
         return
     url = settings.admin_url
-    if db.engine is not db.default_engine:
-        url = url_of(url, str(db.engine.url.database))
+    if usual is not db.default_engine:
+        url = url_of(url, str(usual.url.database))
     engine = create_engine(url, **engine_options(settings))
     try:
         yield engine

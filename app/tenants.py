@@ -7,7 +7,7 @@ database is called is decided when the tenant is created, and kept in the regist
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -86,8 +86,8 @@ def template_prefix(pattern: str) -> str:
     return pattern.format(name=TENANT_TEMPLATE)
 
 
-def database_for(name: str, pattern: str, service: str | None) -> str:
-    """Return how a new tenant's database is to be called, given that of the service itself.
+def database_for(name: str, pattern: str, others: Collection[str | None]) -> str:
+    """Return how a new tenant's database is to be called, which must be none of the others.
 
     Raises UnusableName for a name that cannot be one, or would be another database's.
     """
@@ -101,7 +101,7 @@ def database_for(name: str, pattern: str, service: str | None) -> str:
         raise UnusableName(
             f"the name of its database, {pattern}, would be longer than {LONGEST_IDENTIFIER} bytes"
         )
-    if name in RESERVED or database in RESERVED or database == service:
+    if name in RESERVED or database in RESERVED or database in others:
         raise UnusableName("the name is reserved: take another")
     return database
 

@@ -5,7 +5,7 @@ are sent from the database that is given by its URL; others are named. Names are
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,7 +13,12 @@ from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from migrations_bootstrap import bootstrap
-from migrations_bootstrap.connection import connected, make_engine, postgres_url, sqlstate
+from migrations_bootstrap.connection import (
+    connected,
+    make_engine,
+    postgres_url,
+    sqlstate,
+)
 from migrations_bootstrap.database import check_name, send_creation
 from migrations_bootstrap.errors import InUse
 from migrations_bootstrap.indexes import Keys
@@ -31,11 +36,11 @@ OID = text("SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = :name")
 TEMPLATES = text("SELECT datname FROM pg_database WHERE datistemplate AND datname LIKE :pattern")
 STRANGERS = text("""
     SELECT count(*) FROM pg_stat_activity
-     WHERE datname = :name AND application_name <> :ours AND backend_type = 'client backend'
+     WHERE datname = :name AND application_name <> ALL (:ours) AND backend_type = 'client backend'
 """)
 TERMINATE = text("""
     SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
-     WHERE datname = :name AND application_name = :ours
+     WHERE datname = :name AND application_name = ANY (:ours)
 """)
 
 
@@ -143,11 +148,16 @@ def clone(
 
 
 def drop(
-    url: str | URL, database: Database, ours: str, *, force: bool = False, connect_timeout: int = 5
+    url: str | URL,
+    database: Database,
+    ours: Sequence[str],
+    *,
+    force: bool = False,
+    connect_timeout: int = 5,
 ) -> None:
     """Drop a database, if it is there: let nobody in any more, end the sessions, drop it.
 
-    When this returns each connection of ours, those whose `application_name` is `ours`, is gone.
+    When this returns each connection of ours, those with one of these `application_name`s, is gone.
     Those of others are ended with `force`; else they are left alone and InUse is raised.
     """
     with statements(url, connect_timeout) as connection:
@@ -155,7 +165,7 @@ def drop(
             return
         quoted = _quoted(connection, database.name)
         connection.exec_driver_sql(f"ALTER DATABASE {quoted} WITH ALLOW_CONNECTIONS false")
-        connection.execute(TERMINATE, {"name": database.name, "ours": ours})
+        connection.execute(TERMINATE, {"name": database.name, "ours": list(ours)})
         try:
             connection.exec_driver_sql(f"DROP DATABASE {quoted}{FORCED if force else ''}")
         except DBAPIError as error:
@@ -164,7 +174,7 @@ def drop(
             raise InUse(f"database {database.name!r} is in use") from error
 
 
-def strangers(url: str | URL, name: str, ours: str, connect_timeout: int = 5) -> int:
+def strangers(url: str | URL, name: str, ours: Sequence[str], connect_timeout: int = 5) -> int:
     """Return how many sessions of others than us are in a database."""
     with statements(url, connect_timeout) as connection:
-        return connection.scalar(STRANGERS, {"name": name, "ours": ours}) or 0
+        return connection.scalar(STRANGERS, {"name": name, "ours": list(ours)}) or 0
