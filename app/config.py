@@ -293,7 +293,7 @@ class Settings:
 
     @property
     def connection_cap(self) -> int:
-        """Most connections to databases, but for the one that looks into the registry of tenants."""
+        """Most connections to databases, but for the one that looks tenants up in the registry."""
         if self.max_connections is None:
             return self.pool_size + self.max_overflow
         return self.max_connections - 1

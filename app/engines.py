@@ -32,8 +32,8 @@ class TenantEngines:
 
     All of them share the dialect of the ``registry``, and the statements that were compiled for it:
     an engine of create_engine() would have its own, and take many times the memory. The registry is
-    asked on a connection that the cap leaves free for it: a thread that is about to open another one
-    never waits for what the other threads hold, who may be about to do the same.
+    asked on a connection that the cap leaves free for it: a thread that is about to open another
+    one never waits for what other threads hold, who may be about to do the same.
     """
 
     def __init__(self, url: URL, options: Mapping[str, Any]) -> None:
@@ -116,7 +116,9 @@ class TenantEngines:
             if tenants.ready_database(self.registry, name) == url.database:
                 return
         except TenantUnknown:
-            logger.info("tenant unknown: %s", name, extra={"event": "tenant_unknown"})
+            logger.info(
+                "tenant unknown: %s", name, extra={"event": "tenant_unknown", "tenant": name}
+            )
         with self._changing:
             self._engines.pop(name, None)
         raise TenantUnknown(name)

@@ -77,7 +77,7 @@ def create(name: str, owner: str | None = None) -> tuple[Tenant, bool]:
         bootstrap(clones.url_of(url, known.database), NATURAL_KEYS, connect_timeout=_timeout())
         with administering(db.default_engine) as engine:
             tenants.note(engine, name, READY)
-    logger.info("tenant created: %s", name, extra={"event": "tenant_created"})
+    logger.info("tenant created: %s", name, extra={"event": "tenant_created", "tenant": name})
     return tenants.get(db.default_engine, name), True
 
 
@@ -136,7 +136,7 @@ def drop(name: str, force: bool = False) -> None:
             except InUse as error:
                 raise TenantInUse(name, 1) from error
             tenants.forget(engine, name)
-    logger.info("tenant dropped: %s", name, extra={"event": "tenant_dropped"})
+    logger.info("tenant dropped: %s", name, extra={"event": "tenant_dropped", "tenant": name})
 
 
 def upgrade(name: str) -> Bootstrap:

@@ -17,9 +17,9 @@ UNDEFINED_COLUMN = "42703"  # of a revision before
 
 @contextmanager
 def table_required(table: Table, *others: str) -> Iterator[None]:
-    """Raise UnknownTable where a table is not there, or not as it should be; so for other SQLSTATEs.
+    """Raise UnknownTable where a table is not there, or not as it should be.
 
-    The others say that it is there, and that this role may not use it.
+    So for other SQLSTATEs, which say that it is there and may not be used by this role.
     """
     try:
         yield

@@ -40,7 +40,7 @@ from app.tables_of_ours import table_required
 CREATING, READY, DROPPING = STATES = ("creating", "ready", "dropping")
 
 LONGEST_IDENTIFIER = 63  # bytes, and characters of a label in a host name
-FORM = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
+NAME = "[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?"
 # Databases that every server has, and what host names begin with that is no tenant.
 RESERVED = frozenset(
     {"api", "default", "localhost", "postgres", "rollcall", "template0", "template1", "www"}
@@ -78,7 +78,7 @@ COLUMNS = [tenant.c[name] for name in Tenant.__annotations__]
 
 def is_name(text: str) -> bool:
     """Tell whether a tenant could be called so, on any server and with any settings."""
-    return FORM.fullmatch(text) is not None
+    return re.fullmatch(NAME, text) is not None
 
 
 def template_prefix(pattern: str) -> str:
@@ -108,8 +108,10 @@ def database_for(name: str, pattern: str, others: Collection[str | None]) -> str
 
 def find(engine: Engine, name: str) -> Tenant | None:
     """Return a tenant, whatever state it is in."""
+    if not is_name(name):
+        return None
     rows = _rows(engine, select(*COLUMNS).where(tenant.c.name == name))
-    return next((Tenant(*row) for row in rows), None)
+    return next((Tenant(**row._mapping) for row in rows), None)
 
 
 def get(engine: Engine, name: str) -> Tenant:
@@ -124,7 +126,7 @@ def list_all(engine: Engine, after: str = "", limit: int | None = None) -> list[
     """Return the tenants whose names come after one, in the order of their bytes."""
     name = tenant.c.name.collate("C")
     query = select(*COLUMNS).where(name > after).order_by(name).limit(limit)
-    return [Tenant(*row) for row in _rows(engine, query)]
+    return [Tenant(**row._mapping) for row in _rows(engine, query)]
 
 
 def ready_database(engine: Engine, name: str) -> str:

@@ -18,7 +18,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -175,7 +175,7 @@ def _is_readable(name: str) -> bool:
 
 
 def list_all(engine: Engine) -> list[Row[Any]]:
-    """Return name, scope, created_at, expires_at, last_used_on, tenant of each, the oldest first."""
+    """Return each one's name, scope, times and tenant, the oldest first."""
     shown = ("name", "scope", "created_at", "expires_at", "last_used_on", "tenant")
     query = select(*(token.c[name] for name in shown)).order_by(token.c.id)
     with table_required(token), transactions.connect(engine) as connection:

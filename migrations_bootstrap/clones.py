@@ -33,7 +33,8 @@ FORCED = " WITH (FORCE)"
 
 IS_MEMBER = text("SELECT pg_has_role(oid, 'MEMBER') FROM pg_roles WHERE rolname = :name")
 OID = text("SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = :name")
-TEMPLATES = text("SELECT datname FROM pg_database WHERE datistemplate AND datname LIKE :pattern")
+IS_TEMPLATE = text("SELECT datistemplate FROM pg_database WHERE datname = :name")
+TEMPLATES = text("SELECT datname FROM pg_database WHERE starts_with(datname, :prefix)")
 STRANGERS = text("""
     SELECT count(*) FROM pg_stat_activity
      WHERE datname = :name AND application_name <> ALL (:ours) AND backend_type = 'client backend'
@@ -81,29 +82,28 @@ def ensure_template(
     with statements(url, connect_timeout) as connection:
         if _is_template(connection, name):
             return name
-    with bootstrap_lock(make_engine(url, connect_timeout), lock_timeout, TEMPLATE_KEY):
-        with statements(url, connect_timeout) as connection:
-            if not _is_template(connection, name):
-                bootstrap(url_of(url, name), keys, connect_timeout=connect_timeout)
-                closed = "IS_TEMPLATE true ALLOW_CONNECTIONS false"
-                connection.exec_driver_sql(
-                    f"ALTER DATABASE {_quoted(connection, name)} WITH {closed}"
-                )
-                logger.info("made the template database %s", name)
+    with (
+        bootstrap_lock(make_engine(url, connect_timeout), lock_timeout, TEMPLATE_KEY),
+        statements(url, connect_timeout) as connection,
+    ):
+        if not _is_template(connection, name):
+            bootstrap(url_of(url, name), keys, connect_timeout=connect_timeout)
+            closed = "IS_TEMPLATE true ALLOW_CONNECTIONS false"
+            connection.exec_driver_sql(f"ALTER DATABASE {_quoted(connection, name)} WITH {closed}")
+            logger.info("made the template database %s", name)
     return name
 
 
 def _is_template(connection: Connection, name: str) -> bool:
-    return name in connection.scalars(TEMPLATES, {"pattern": "%"})
+    return bool(connection.scalar(IS_TEMPLATE, {"name": name}))
 
 
 def drop_old_templates(url: str | URL, prefix: str, connect_timeout: int = 5) -> list[str]:
     """Drop the templates of revisions before the newest; return their names."""
-    pattern = prefix.replace("_", r"\_") + "%"
     with statements(url, connect_timeout) as connection:
         old = [
             name
-            for name in connection.scalars(TEMPLATES, {"pattern": pattern})
+            for name in connection.scalars(TEMPLATES, {"prefix": prefix})
             if name != f"{prefix}{head()}" and knows(name.removeprefix(prefix))
         ]
         for name in old:
