@@ -174,7 +174,7 @@ def execute(url: str, *statements: str) -> None:
 def empty(url: str) -> None:
     with emptying(url).begin() as connection:
         connection.exec_driver_sql(
-            "TRUNCATE employee, department, rollcall_token RESTART IDENTITY CASCADE"
+            "TRUNCATE employee, department, rollcall_token, rollcall_tenant RESTART IDENTITY CASCADE"
         )
 
 

@@ -48,8 +48,9 @@ HEADERS = {
     503: {"Retry-After": "When to try again, in seconds."},
 }
 ALWAYS = {"X-Request-ID": "The request's own, if it had a sane one, or a new one; logs have it."}
-# Of every operation: no token, its scope, too many requests, the database away or busy.
-EVERYWHERE = (401, 403, 429, 503)
+# Of every operation: no token, its scope, too long an address, too many requests, the database
+# away or busy.
+EVERYWHERE = (401, 403, 414, 429, 503)
 # Of every operation on a tenant's records: no such tenant, no such name.
 OF_A_TENANT = (404, 422)
 PROBLEM = "application/problem+json"
