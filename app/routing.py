@@ -76,7 +76,8 @@ def _by_subdomain(own: str | None) -> str | None:
     No tenant has a reserved name, so that such hosts, www and api among them, stand for the service
     itself. So do addresses, localhost, and hosts of two labels: a domain has at least these.
     """
-    host = request.host.rpartition("]")[2].partition(":")[0].rstrip(".").lower()
+    # Not request.host, which is empty for what werkzeug takes for no host: a_b.example.com, too.
+    host = request.headers.get("Host", "").rpartition("]")[2].partition(":")[0].rstrip(".").lower()
     label, _, domain = host.partition(".")
     is_below = "." in domain or domain == "localhost"
     name = label if is_below and label not in RESERVED and not _is_address(host) else None

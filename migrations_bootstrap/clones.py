@@ -10,15 +10,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sqlalchemy import URL, Connection, text
-from sqlalchemy.exc import DBAPIError
 
 from migrations_bootstrap import bootstrap
-from migrations_bootstrap.connection import (
-    connected,
-    make_engine,
-    postgres_url,
-    sqlstate,
-)
+from migrations_bootstrap.connection import connected, make_engine, postgres_url
 from migrations_bootstrap.database import check_name, send_creation
 from migrations_bootstrap.errors import InUse
 from migrations_bootstrap.indexes import Keys
@@ -28,7 +22,6 @@ from migrations_bootstrap.schema import head, knows
 logger = logging.getLogger(__name__)
 
 TEMPLATE_KEY = int.from_bytes(b"template", "big")
-OBJECT_IN_USE = "55006"
 FORCED = " WITH (FORCE)"
 
 IS_MEMBER = text("SELECT pg_has_role(oid, 'MEMBER') FROM pg_roles WHERE rolname = :name")
@@ -166,15 +159,17 @@ def drop(
         quoted = _quoted(connection, database.name)
         connection.exec_driver_sql(f"ALTER DATABASE {quoted} WITH ALLOW_CONNECTIONS false")
         connection.execute(TERMINATE, {"name": database.name, "ours": list(ours)})
-        try:
-            connection.exec_driver_sql(f"DROP DATABASE {quoted}{FORCED if force else ''}")
-        except DBAPIError as error:
-            if sqlstate(error) != OBJECT_IN_USE:
-                raise
-            raise InUse(f"database {database.name!r} is in use") from error
+        # PostgreSQL would wait five seconds for them.
+        if not force and (others := _strangers(connection, database.name, ours)):
+            raise InUse(f"database {database.name!r} is in use by {others} sessions")
+        connection.exec_driver_sql(f"DROP DATABASE {quoted}{FORCED if force else ''}")
 
 
 def strangers(url: str | URL, name: str, ours: Sequence[str], connect_timeout: int = 5) -> int:
     """Return how many sessions of others than us are in a database."""
     with statements(url, connect_timeout) as connection:
-        return connection.scalar(STRANGERS, {"name": name, "ours": list(ours)}) or 0
+        return _strangers(connection, name, ours)
+
+
+def _strangers(connection: Connection, name: str, ours: Sequence[str]) -> int:
+    return connection.scalar(STRANGERS, {"name": name, "ours": list(ours)}) or 0

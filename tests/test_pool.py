@@ -163,7 +163,7 @@ def test_however_threads_use_their_pools_the_cap_holds(driver: Driver, seed: int
     pools = [CountingPool(driver.connect, 2, 1, 20.0, cap) for _ in range(7)]
 
     def work(number: int) -> None:
-        chance = random.Random(f"{seed} {number}")
+        chance = random.Random(f"{seed} {number}")  # noqa: S311 - no secret
         for _ in range(150):
             connection = chance.choice(pools).connect()
             used = connection.dbapi_connection
