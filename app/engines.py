@@ -31,7 +31,8 @@ class TenantEngines:
     """Makes engines as they are needed, and forgets them when their tenant is no more.
 
     All of them share the dialect of the ``registry``, and the statements that were compiled for it:
-    an engine of create_engine() would have its own, and take many times the memory. The registry is
+    an engine of create_engine() takes four times the memory, before it has compiled its own copy of
+    them. The registry is
     asked on a connection that the cap leaves free for it: a thread that is about to open another
     one never waits for what other threads hold, who may be about to do the same.
     """

@@ -80,10 +80,9 @@ def test_no_record_shows_in_another_tenant(service: Service, server: EmbeddedSer
     for finish in ends:
         finish()
     rows = directory.check()
-    print(f"steps {sum(steps)}, rows {rows}, lives of the passing tenant {lives}")
     assert sum(steps) > 1000
     assert rows > 1000
-    assert lives > 10
+    assert lives > 5
 
 
 def come_and_go(send: Send, end: float) -> int:
