@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine
 
 from app import tenants
-from app.errors import DatabaseAway, SchemaBehind, TenantUnknown
+from app.errors import DatabaseAway, LostRace, SchemaBehind, TenantUnknown
 from app.pool import ConnectionCap, CountingPool
 from app.tables_of_ours import UNDEFINED_TABLE
 from migrations_bootstrap.clones import url_of
@@ -126,15 +126,18 @@ class TenantEngines:
 
     def _set_up(self, connection: Any, name: str, url: URL) -> None:
         """Do what create_engine() does with each connection, and ask which database it is in."""
-        on_connect = self.registry.dialect.on_connect_url(url)
-        if on_connect is not None:
-            on_connect(connection)
+        dialect = self.registry.dialect
+        on_connect = dialect.on_connect_url(url)
+        assert on_connect is not None  # noqa: S101 - psycopg2's types need it; tells mypy so
+        on_connect(connection)
         connection.autocommit = True
         try:
             with connection.cursor() as cursor:
                 cursor.execute(WHERE_AM_I)
                 ((database, revision),) = cursor.fetchall()
-        except self.registry.dialect.loaded_dbapi.Error as error:
+        except dialect.loaded_dbapi.Error as error:
+            if dialect.is_disconnect(error, connection, None):
+                raise LostRace from error  # ended as soon as it was there: another may do
             if getattr(error, "pgcode", None) != UNDEFINED_TABLE:
                 raise
             raise SchemaBehind(name) from error

@@ -26,10 +26,10 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
-    insert,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app import transactions
@@ -58,7 +58,7 @@ tenant = Table(
     Column("state", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
-RACE_INDEXES = frozenset({"uq_rollcall_tenant_name", "uq_rollcall_tenant_database"})
+RACE_INDEXES = frozenset({"uq_rollcall_tenant_name"})
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,9 @@ def register(engine: Engine, name: str, database: str, oid: int, owner: str | No
     """Write that a tenant is being created. Whoever calls holds the tenant's lock."""
 
     def work(session: Session, unanswered: bool | None) -> bool:
-        if session.scalar(select(tenant.c.id).where(tenant.c.name == name)) is None:
-            values = {"name": name, "database": database, "database_oid": oid, "owner": owner}
-            session.execute(insert(tenant).values(**values, state=CREATING))
+        values = {"name": name, "database": database, "database_oid": oid, "owner": owner}
+        line = insert(tenant).values(**values, state=CREATING)
+        session.execute(line.on_conflict_do_nothing(index_elements=["name"]))
         return True
 
     _write(engine, work)

@@ -45,10 +45,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import transactions
+from app import tenants, transactions
 from app.config import request_policy
 from app.db import db
 from app.errors import (
@@ -60,7 +60,7 @@ from app.errors import (
 )
 from app.natural_key import normalise
 from app.tables_of_ours import table_required
-from app.transactions import FOREIGN_KEY_VIOLATION, INSUFFICIENT_PRIVILEGE, RetryPolicy
+from app.transactions import INSUFFICIENT_PRIVILEGE, RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,8 @@ def issue(
 
     def work(session: Session, unanswered: bool | None) -> bool:
         found = session.scalar(select(token.c.sha256).where(token.c.name == name))
+        if tenant is not None and session.scalar(KNOWN, {"tenant": tenant}) is None:
+            raise TenantUnknown(tenant)
         if found is None:
             expires_at = None if lifetime is None else func.now() + lifetime
             values = {"name": name, "sha256": stored, "scope": scope, "expires_at": expires_at}
@@ -161,12 +163,7 @@ def issue(
             raise TokenNameTaken(name)
         return True
 
-    try:
-        _write(engine, work)
-    except IntegrityError as error:
-        if tenant is None or transactions.sqlstate(error) != FOREIGN_KEY_VIOLATION:
-            raise
-        raise TenantUnknown(tenant) from error
+    _write(engine, work)
     return issued
 
 
@@ -247,6 +244,7 @@ def find(sha: bytes) -> Found | None:
     return found if hmac.compare_digest(row.sha256, wanted) else None
 
 
+KNOWN = select(tenants.tenant.c.id).where(tenants.tenant.c.name == bindparam("tenant"))
 FIND = select(
     token.c.id,
     token.c.name,

@@ -12,7 +12,6 @@ from sqlalchemy import Engine, text
 
 from app import onboarding, tenants
 from app.db import db
-from tests.conftest import drop
 
 PATTERN = "tests_{name}"
 numbers = itertools.count(1)
@@ -69,9 +68,3 @@ def departments(client: FlaskClient, tenant: str | None) -> list[str]:
     answer = call(client, tenant)
     assert answer.status_code == 200, answer.text
     return [item["name"] for item in answer.get_json()["items"]]
-
-
-def forget_databases(administrator: Engine, *names: str) -> None:
-    """Drop the databases of tenants, so that others can have them."""
-    for name in names:
-        drop(administrator, f"postgresql:///{database_of(name)}")

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from app import engines, onboarding, tenants
+from app import engines, onboarding, tenants, transactions
 from app.config import load_settings
 from app.database import forget_connections, tenant_engines, work_for
 from app.db import db
@@ -510,3 +510,63 @@ def test_a_registry_that_is_not_there_yet_is_said_so(
     app = tenants_app(make_app, fresh_database)
     answer = call(app.test_client(), "acme")
     assert (answer.status_code, answer.get_json()["code"]) == (503, "schema_behind")
+
+
+def test_a_template_that_was_made_meanwhile_is_taken(
+    context: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever had the lock before."""
+    onboarding.renew_template()
+    look, answers = clones._is_template, [False]
+
+    def look_late(connection: Connection, name: str) -> bool:
+        return answers.pop() if answers else look(connection, name)
+
+    monkeypatch.setattr(clones, "_is_template", look_late)
+    monkeypatch.setattr(clones, "bootstrap", cut_the_power)
+    assert onboarding.renew_template() == []
+    assert answers == []
+
+
+def test_a_tenant_that_moved_is_looked_for_anew(context: Flask) -> None:
+    """Its old engine leads to another database than the registry says."""
+    name, other = new_name(), new_name()
+    for one in (name, other):
+        onboarding.create(one)
+    engine = tenant_engines().of(name)
+    moved = text("UPDATE rollcall_tenant SET database = :to WHERE name = :name")
+    with db.engine.begin() as connection:
+        connection.execute(moved, {"name": other, "to": "away"})
+        connection.execute(moved, {"name": name, "to": database_of(other)})
+    with pytest.raises(TenantUnknown):
+        engine.connect()
+    found = tenant_engines().of(name)
+    assert found.url.database == database_of(other)
+    found.connect().close()
+
+
+def test_a_connection_that_is_lost_at_once_is_made_again(
+    context: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has relied on it."""
+    name = new_name()
+    onboarding.create(name)
+    work_for(name)
+    question = "SELECT 1, pg_terminate_backend(pg_backend_pid())"
+
+    def mend(state: str | None) -> None:
+        monkeypatch.undo()
+
+    monkeypatch.setattr(engines, "WHERE_AM_I", question)
+    monkeypatch.setattr(transactions, "on_retry", {mend})
+    assert Department.get_or_create(name="Sales")[1]
+    assert question != engines.WHERE_AM_I
+
+
+def test_a_request_that_nobody_observes_finds_its_tenant_too(app: Flask) -> None:
+    """As in a shell or a test."""
+    name = new_name()
+    onboard(app, name)
+    with app.test_request_context("/api/v1/departments", headers={"X-Tenant": name}):
+        assert app.preprocess_request() is None
+        assert db.engine.url.database == database_of(name)
