@@ -56,8 +56,7 @@ from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
 
 from app import create_app, token_file  # noqa: E402
 from app.config import load_settings  # noqa: E402
-from app.database import administering, bootstrap_database  # noqa: E402
-from app.db import db  # noqa: E402
+from app.database import administering, bootstrap_database, forget_connections  # noqa: E402
 from app.errors import ConfigurationError  # noqa: E402
 from app.loopback import require_loopback  # noqa: E402
 from app.metrics import bring_up_to_date  # noqa: E402
@@ -152,7 +151,7 @@ def post_fork(server, worker):
     """Begin a worker's life with no connection that another process opened."""
     if server.cfg.preload_app:
         with worker.app.wsgi().app_context():
-            db.engine.dispose(close=False)
+            forget_connections()
 
 
 def worker_exit(server, worker):

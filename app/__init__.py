@@ -14,6 +14,7 @@ from app import (
     headers,
     limits,
     observability,
+    routing,
     security,
     telemetry,
 )
@@ -45,6 +46,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     headers.init_app(app, settings)  # answers preflights before anybody asks for a token
     security.init_app(app, settings)
     limits.init_app(app, settings)  # counts by token, so that it comes after whoever reads it
+    routing.init_app(app, settings)  # after the limits: it may ask the database
     cli.init_app(app)
     return app
 

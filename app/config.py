@@ -36,7 +36,14 @@ PREFIX = "ROLLCALL_"
 DIALECTS = ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg")
 DIGITS = re.compile(r"[0-9]{1,18}")
 ORIGIN = re.compile(r"https?://[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?")
+# So that the names of tenants, and of templates, have room in the 63 bytes of an identifier.
+PATTERN = re.compile(r"(?=.{6,46}\Z)[a-z0-9_-]*\{name\}[a-z0-9_-]*")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+# What names the tenant of a request.
+HEADER, SUBDOMAIN, TOKEN = "header", "subdomain", "token"
+TENANT_TEMPLATE = "+template_"  # in the place of a name; the plus keeps tenants from having it
 
 
 def whole(low: int, high: int) -> Callable[[Any], int]:
@@ -162,6 +169,16 @@ def origins(value: Any) -> tuple[str, ...]:
     return found
 
 
+def database_pattern(value: Any) -> str:
+    """Read how tenants' databases are called: plain characters, and {name} where the name goes."""
+    if not PATTERN.fullmatch(str(value)):
+        raise ValueError(
+            "must be like rollcall_{name}: the letters a-z, digits, - and _, not more than 40 of"
+            " them, and {name} once"
+        )
+    return str(value)
+
+
 def text(value: Any) -> str:
     """Read any text."""
     return str(value)
@@ -263,6 +280,26 @@ class Settings:
         "token", one_of("token", "off"), "who may use the service: token or, on loopback only, off"
     )
     admin_token_file: str = setting("", text, "a file with an admin token, for containers")
+    tenant_database: str = setting(
+        "rollcall_{name}", database_pattern, "how a new tenant's database is called"
+    )
+    tenant_source: str = setting(
+        HEADER,
+        one_of(HEADER, SUBDOMAIN, TOKEN),
+        "what names a request's tenant: X-Tenant, the host's first label, or the token",
+    )
+    max_connections: int | None = setting(
+        None,
+        whole(2, 100_000),
+        "most connections of each worker, to all databases; unset: pool size, overflow, and 1",
+    )
+
+    @property
+    def connection_cap(self) -> int:
+        """Most connections to databases, but for the one that looks tenants up in the registry."""
+        if self.max_connections is None:
+            return self.pool_size + self.max_overflow
+        return self.max_connections - 1
 
     @property
     def bootstrap_url(self) -> URL | None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, current_app
-from sqlalchemy import Engine, create_engine, event, make_url
+from flask import Flask, current_app, g
+from sqlalchemy import URL, Engine, create_engine, event, make_url
 
 from app.config import (
     Settings,
@@ -19,32 +19,40 @@ from app.config import (
     warn_of_unknown_settings,
 )
 from app.db import current_engine, current_session, db
+from app.engines import TenantEngines
 from app.errors import DatabaseAway
 from app.models import NATURAL_KEYS, Record
-from app.pool import CountingPool
+from app.pool import ConnectionCap, CountingPool
 from app.transactions import RetryPolicy
 from migrations_bootstrap import Bootstrap, BootstrapError, bootstrap
+from migrations_bootstrap.clones import url_of
 from migrations_bootstrap.embedded import EmbeddedServer
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "rollcall"
+APPLICATION_NAME = "rollcall"
 
 
 def init_app(app: Flask, settings: Settings) -> None:
     """Give the application its engine and session, and the models theirs; connect nowhere yet."""
     server = None if settings.database_url else EmbeddedServer(Path(app.instance_path))
     app.extensions["rollcall_embedded"] = server
+    cap = ConnectionCap(settings.connection_cap)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=make_url(server.url(EMBEDDED_NAME))
         if server
         else settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings),
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings, cap),
     )
     db.init_app(app)
+    with app.app_context():
+        default = db.default_engine
+    engines = TenantEngines(default.url, engine_options(settings, cap))
+    app.extensions["rollcall_tenants"] = engines
     if server is not None:
-        with app.app_context():
-            _start_when_needed(db.engine, server)
+        _start_when_needed(default, server)
+        _start_when_needed(engines.registry, server)
     bind_models()
 
 
@@ -53,10 +61,11 @@ def bind_models() -> None:
     Record.bind(current_engine, current_session, request_policy)
 
 
-def engine_options(settings: Settings) -> dict[str, Any]:
-    """Return the pool and connection options of the service's engine."""
+def engine_options(settings: Settings, cap: ConnectionCap | None = None) -> dict[str, Any]:
+    """Return the pool and connection options of the service's engines, which may share a cap."""
     return {
         "poolclass": CountingPool,
+        "cap": cap,
         # What clients send is not for logs.
         "hide_parameters": True,
         "pool_size": settings.pool_size,
@@ -68,7 +77,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "use_native_hstore": False,
         "connect_args": {
             "connect_timeout": settings.connect_timeout,
-            "application_name": "rollcall",
+            "application_name": APPLICATION_NAME,
             # A host that vanished is noticed in a minute rather than in two hours.
             "keepalives_idle": 30,
             "keepalives_interval": 10,
@@ -95,7 +104,6 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
     BootstrapError, whose text is the one line that an operator needs.
     """
     warn_of_unknown_settings()
-    settings = current_settings()
     server: EmbeddedServer | None = current_app.extensions["rollcall_embedded"]
     if server is not None:
         logger.warning(
@@ -103,31 +111,65 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
             "Set DATABASE_URL in production.",
             server.home,
         )
-        server.attach()
     outcome = bootstrap(
-        settings.bootstrap_url or db.engine.url,
+        administration_url(),
         NATURAL_KEYS,
         adopt=adopt,
         count=count,
-        connect_timeout=settings.connect_timeout,
+        connect_timeout=current_settings().connect_timeout,
     )
     for change in outcome.upgrade.changes:
         logger.info("the schema was changed: %s", change)
     return outcome
 
 
+def administration_url() -> URL:
+    """Return how the default database is administered; start the embedded server, if it is that."""
+    server: EmbeddedServer | None = current_app.extensions["rollcall_embedded"]
+    if server is not None:
+        server.attach()
+    return current_settings().bootstrap_url or db.default_engine.url
+
+
 @contextmanager
-def administering() -> Iterator[Engine]:
-    """Yield an engine for commands that change tables: past poolers, as the role that owns them."""
-    settings = current_settings()
+def administering(usual: Engine | None = None) -> Iterator[Engine]:
+    """Yield an engine for commands that change tables: past poolers, as the role that owns them.
+
+    It is for the database that is at work, or for that of another engine of ours.
+    """
+    usual, settings = usual or db.engine, current_settings()
     if settings.admin_url is None:
-        yield db.engine
+        yield usual
         return
-    engine = create_engine(settings.admin_url, **engine_options(settings))
+    url = settings.admin_url
+    if usual is not db.default_engine:
+        url = url_of(url, str(usual.url.database))
+    engine = create_engine(url, **engine_options(settings))
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+def tenant_engines() -> TenantEngines:
+    """Return the engines of the tenants of the application that is at work."""
+    engines: TenantEngines = current_app.extensions["rollcall_tenants"]
+    return engines
+
+
+def work_for(name: str) -> None:
+    """Work on a tenant's database from now on, until the request or command ends.
+
+    Raises TenantUnknown.
+    """
+    db.use(tenant_engines().of(name))
+    g.tenant = name
+
+
+def forget_connections() -> None:
+    """Begin the life of a forked process with no connection that another process opened."""
+    tenant_engines().forget_connections()
+    db.default_engine.dispose(close=False)
 
 
 def patient_policy() -> RetryPolicy:

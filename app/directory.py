@@ -40,11 +40,11 @@ from app.get_or_create import (
 )
 from app.models import RECORDS, Department, Employee, Record
 from app.natural_key import canonical, columns_of, normalise, spellings
+from app.transactions import FOREIGN_KEY_VIOLATION
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Result = TypeVar("Result")
 
-FOREIGN_KEY_VIOLATION = "23503"
 LARGEST_ID = 2**63 - 1
 UNKNOWN_DEPARTMENT = {"department_id": ["No department has this id."]}
 UNKNOWN_MANAGER = {"manager_id": ["No employee has this id."]}

@@ -103,6 +103,56 @@ class UnknownToken(RollcallError):
         self.name = name
 
 
+class TenantUnknown(RollcallError):
+    """There is no tenant of this name, not yet or no longer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no tenant named {name}")
+        self.name = name
+
+
+class TenantForbidden(RollcallError):
+    """A request's token belongs to one tenant, and this is not for that one."""
+
+
+class TenantInUse(RollcallError):
+    """Others than the service are connected to a tenant's database, so that it cannot go."""
+
+    def __init__(self, name: str, sessions: int) -> None:
+        super().__init__(
+            f"the database of tenant {name} is in use: sessions that are not Rollcall's: {sessions}"
+        )
+        self.name = name
+
+
+class TenantGoing(RollcallError):
+    """A tenant of this name is being dropped: that has to end first."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"tenant {name} is being dropped: drop it again to finish that")
+        self.name = name
+
+
+class DatabaseTaken(RollcallError):
+    """There is a database of the name that a tenant's would have, and it is not a tenant's."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(f"there is a database {database} that was not made for this tenant")
+        self.database = database
+
+
+class UnknownRole(RollcallError):
+    """There is no such role, or the service's may not give it a database."""
+
+
+class SchemaBehind(RollcallError):
+    """A tenant's database has yet to be brought up to date."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the database of tenant {name} has yet to be upgraded")
+        self.name = name
+
+
 class UnusableFile(RollcallError):
     """A file cannot be read as what it should be; ``str(error)`` ends a sentence on the file."""
 

@@ -48,7 +48,7 @@ DOCUMENTATION = "api.doc"
 SCRIPT = re.compile(r"<script[^>]*>([^<]+)</script>")
 STYLE = re.compile(r"<style[^>]*>([^<]+)</style>|\sstyle=\"([^\"]+)\"")
 
-ALLOWED = ["Authorization", "If-None-Match", "X-Request-ID"]
+ALLOWED = ["Authorization", "If-None-Match", "X-Request-ID", "X-Tenant"]
 ALLOWED_TO_WRITE = ["Content-Type", "If-Match", "Idempotency-Key"]
 EXPOSED = ["Content-Location", "ETag", "Link", "Location", "Retry-After", "X-Request-ID"]
 

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import get_or_create, transactions
 from app.errors import ContentionError
 from app.models import NATURAL_KEYS
-from app.pool import CountingPool
+from app.pool import pool_state
 from app.readiness import look_at_tables
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def bring_up_to_date() -> None:
     To be called every second, and at the process's end.
     """
     _catch_up()
-    state = CountingPool.state()
+    state = pool_state()
     CONNECTIONS.labels("in_use").set(state.in_use)
     CONNECTIONS.labels("idle").set(state.idle)
     WAITING.set(state.waiting)

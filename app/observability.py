@@ -36,13 +36,14 @@ PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 class Exchange:
     """What is known of a request; while it is entered, the lines logged bear the request's id."""
 
-    __slots__ = ("_before", "request_id", "retries", "route", "started", "token")
+    __slots__ = ("_before", "request_id", "retries", "route", "started", "tenant", "token")
 
     def __init__(self, request_id: str | None = None) -> None:
         sane = SANE_REQUEST_ID.fullmatch(request_id or "")
         self.request_id = sane[0] if sane else os.urandom(16).hex()
         self.route: str | None = None  # the rule, not the path, which may be anything
         self.token: str | None = None
+        self.tenant: str | None = None
         self.retries = 0
         self.started = time.perf_counter()
 
@@ -119,12 +120,13 @@ def served(known: Exchange, method: str | None, status: str) -> None:
         if isinstance(handler, JsonStream):
             handler.write_request(level, known, method, status, ms)
             return
-    _requests.log(level, IN_WORDS, method, known.route, status, ms, known.token, known.retries)
+    who = (known.token, known.tenant, known.retries)
+    _requests.log(level, IN_WORDS, method, known.route, status, ms, *who)
 
 
 _root = logging.getLogger()
 _requests = logging.getLogger("rollcall.request")
-IN_WORDS = "%s %s: %s in %s ms, token %s, %s retries"
+IN_WORDS = "%s %s: %s in %s ms, token %s, tenant %s, %s retries"
 
 
 class JsonStream(logging.StreamHandler):  # type: ignore[type-arg]
@@ -142,7 +144,8 @@ class JsonStream(logging.StreamHandler):  # type: ignore[type-arg]
             f'{{"timestamp":"{_time(now)}","level":"{LEVELS[level]}","event":"request",'
             f'"request_id":"{known.request_id}","method":{_quoted(method)},'
             f'"route":{_quoted(known.route)},"status":{status},"ms":{ms},'
-            f'"token":{_quoted(known.token)},"retries":{known.retries}}}\n'
+            f'"token":{_quoted(known.token)},"tenant":{_quoted(known.tenant)},'
+            f'"retries":{known.retries}}}\n'
         )
         try:
             with self.lock:  # type: ignore[union-attr]
@@ -222,6 +225,8 @@ def _identify(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     known = at_work.get()
     if known is not None:
         event["request_id"] = known.request_id
+        if known.tenant is not None:
+            event["tenant"] = known.tenant
     return event
 
 

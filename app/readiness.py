@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, func, literal, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.db import current_engine, db
+from app.db import db, default_engine
 from app.errors import ContentionError
 from app.models import NATURAL_KEYS
 from app.transactions import (
@@ -80,7 +80,7 @@ def _probe(look: Callable[[Connection], Result]) -> Result:
     """Return what a short look gives. Raises ContentionError and SQLAlchemy's errors."""
 
     def attempt(number: int) -> Result:
-        with connect(current_engine()) as connection:
+        with connect(default_engine()) as connection:
             begin(connection, limits(PROBE))
             return look(connection)
 
@@ -152,7 +152,7 @@ def _diagnosis(error: Exception) -> Readiness:
         return _not_ready("All connections of this worker's pool are in use.", UNKNOWN)
     state = next((found for cause in causes if (found := sqlstate(cause))), None)
     if state is None:
-        engine = make_engine(current_engine().url, int(PROBE.deadline))
+        engine = make_engine(default_engine().url, int(PROBE.deadline))
         why = driver.get().elsewhere(lambda: _why_not_connected(engine))
         return _not_ready(why, AWAY)
     return _not_ready(ANSWERS.get(state, f"The database answers with SQLSTATE {state}."), UNKNOWN)

@@ -15,6 +15,8 @@ from marshmallow.validate import Email, Length, OneOf, Range
 
 from app.models import EMAIL_LENGTH, NAME_LENGTH, RECORDS, TITLE_LENGTH
 from app.natural_key import normalise
+from app.tenants import NAME as TENANT_NAME
+from app.tenants import is_name
 
 BIGINT_MAX = 2**63 - 1
 LONGEST_BATCH = 1000
@@ -373,6 +375,54 @@ class CollisionSchema(Schema):
     reason = fields.String()
     first = fields.Dict(allow_none=True)
     others = fields.List(fields.Dict())
+
+
+class TenantName(fields.String):
+    """What a tenant can be called; which names are taken or reserved is not known here."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(metadata={"pattern": f"^{TENANT_NAME}$"}, **options)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> str:
+        if not isinstance(value, str) or not is_name(value):
+            raise ValidationError(
+                "Must be 1 to 63 of a-z, digits, - and _, which are neither first nor last."
+            )
+        return value
+
+
+class TenantSchema(Schema):
+    name = TenantName(required=True)
+    owner = Text(
+        NAME_LENGTH,
+        allow_none=True,
+        as_sent=True,
+        metadata={"description": "A role of PostgreSQL, to own the database."},
+    )
+    state = fields.String(
+        dump_only=True, metadata={"description": "ready; or creating, or dropping: do it again."}
+    )
+    created_at = fields.DateTime(dump_only=True)
+
+
+class TenantPageSchema(Schema):
+    items = fields.List(fields.Nested(TenantSchema))
+    next = fields.String(allow_none=True)
+
+
+class TenantQuery(Schema):
+    limit = Digits(load_default=50, validate=Range(1, 500))
+    after = TenantName(load_default="")
+
+
+class DeleteTenantQuery(Schema):
+    force = fields.String(
+        load_default="false",
+        validate=OneOf(["true", "false"]),
+        metadata={"description": "End the sessions of others in the database."},
+    )
 
 
 class DeleteDepartmentQuery(Schema):

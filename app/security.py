@@ -18,7 +18,14 @@ from app.tokens import ADMIN, READ, WRITE, Token
 
 OPEN = frozenset({"health.healthz", "health.readyz"})
 FOR_ADMINS = frozenset(
-    {"api.duplicates", "api.duplicates_merge", "api.merge_undo", "health.metrics"}
+    {
+        "api.duplicates",
+        "api.duplicates_merge",
+        "api.merge_undo",
+        "api.tenant",
+        "api.tenants",
+        "health.metrics",
+    }
 )
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 

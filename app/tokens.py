@@ -3,6 +3,10 @@
 A token is shown once, when it is issued, and only its SHA-256 is stored. It is 256 random bits, so
 that neither a salt nor a slow hash would make it any harder to guess. For a token that an operator
 has brought along (see ``token_file``) that is as true as it was made at random.
+
+The token of one tenant is stored under another hash than that of all: a version of Rollcall that
+knows no tenants, of before an upgrade or after it was taken back, does not find it, instead of
+taking it for one that is good for the default database.
 """
 
 from __future__ import annotations
@@ -12,11 +16,11 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from hashlib import sha256
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -30,6 +34,7 @@ from sqlalchemy import (
     Row,
     Table,
     Text,
+    and_,
     bindparam,
     cast,
     delete,
@@ -40,15 +45,21 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import transactions
+from app import tenants, transactions
 from app.config import request_policy
-from app.db import current_engine
-from app.directory import read
-from app.errors import DatabaseAway, TokenNameTaken, UnknownTable, UnknownToken, UnusableName
+from app.db import default_engine
+from app.errors import (
+    DatabaseAway,
+    TenantUnknown,
+    TokenNameTaken,
+    UnknownToken,
+    UnusableName,
+)
 from app.natural_key import normalise
+from app.tables_of_ours import table_required
 from app.transactions import INSUFFICIENT_PRIVILEGE, RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -74,6 +85,7 @@ token = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("expires_at", DateTime(timezone=True)),
     Column("last_used_on", Date),
+    Column("tenant", Text),
 )
 RACE_INDEXES = frozenset({"uq_rollcall_token_name", "uq_rollcall_token_sha256"})
 TODAY = cast(func.timezone("UTC", func.now()), Date)
@@ -86,6 +98,7 @@ class Token:
     id: int
     name: str
     scope: str
+    tenant: str | None = None  # None: of all, and of the service itself
 
     @property
     def scopes(self) -> Sequence[str]:
@@ -113,25 +126,39 @@ def digest(presented: str) -> bytes | None:
     return sha256(presented.encode()).digest() if FORM.fullmatch(presented) else None
 
 
-def issue(engine: Engine, name: str, scope: str, lifetime: timedelta | None = None) -> str:
-    """Store a new token and return it; nobody can show it again.
+def for_one_tenant(sha: bytes) -> bytes:
+    """Return what is stored in the place of a token's SHA-256, if it belongs to one tenant."""
+    return sha256(sha + b" of one tenant").digest()
 
-    Raises UnusableName, TokenNameTaken, also by one that has expired, and UnknownTable where the
-    database is not up to date.
+
+def issue(
+    engine: Engine,
+    name: str,
+    scope: str,
+    lifetime: timedelta | None = None,
+    tenant: str | None = None,
+) -> str:
+    """Store a new token, of all tenants or of one, and return it; nobody can show it again.
+
+    Raises UnusableName, TokenNameTaken, also by one that has expired, TenantUnknown, and
+    UnknownTable where the database is not up to date.
     """
     if not _is_readable(name):
         raise UnusableName(f"a name is 1 to {NAME_LENGTH} characters that can be read")
     if name == FROM_FILE:
         raise UnusableName(f"{FROM_FILE} is the name of ROLLCALL_ADMIN_TOKEN_FILE's token")
     issued = new_token()
-    stored = digest(issued)
+    sha = sha256(issued.encode()).digest()
+    stored = sha if tenant is None else for_one_tenant(sha)
 
     def work(session: Session, unanswered: bool | None) -> bool:
         found = session.scalar(select(token.c.sha256).where(token.c.name == name))
+        if tenant is not None and session.scalar(KNOWN, {"tenant": tenant}) is None:
+            raise TenantUnknown(tenant)
         if found is None:
             expires_at = None if lifetime is None else func.now() + lifetime
             values = {"name": name, "sha256": stored, "scope": scope, "expires_at": expires_at}
-            session.execute(insert(token).values(values))
+            session.execute(insert(token).values(**values, tenant=tenant))
         elif found != stored:
             raise TokenNameTaken(name)
         return True
@@ -144,11 +171,11 @@ def _is_readable(name: str) -> bool:
     return 1 <= len(name) <= NAME_LENGTH and name.isprintable() and name == normalise(name)
 
 
-def list_all(engine: Engine) -> list[Row[tuple[str, str, datetime, datetime | None, date | None]]]:
-    """Return name, scope, created_at, expires_at and last_used_on of each, the oldest first."""
-    shown = (token.c[name] for name in ("name", "scope", "created_at", "expires_at"))
-    query = select(*shown, token.c.last_used_on).order_by(token.c.id)
-    with _table_required(), transactions.connect(engine) as connection:
+def list_all(engine: Engine) -> list[Row[Any]]:
+    """Return each one's name, scope, times and tenant, the oldest first."""
+    shown = ("name", "scope", "created_at", "expires_at", "last_used_on", "tenant")
+    query = select(*(token.c[name] for name in shown)).order_by(token.c.id)
+    with table_required(token), transactions.connect(engine) as connection:
         return list(connection.execute(query))
 
 
@@ -188,7 +215,7 @@ def keep_from_file(engine: Engine, presented: str) -> None:
 
 
 def _write(engine: Engine, work: Callable[[Session, bool | None], bool]) -> None:
-    with _table_required():
+    with table_required(token):
         transactions.run(engine, work, request_policy(), RACE_INDEXES)
 
 
@@ -198,15 +225,26 @@ def find(sha: bytes) -> Found | None:
     Raises what a read raises: ContentionError where the database is away. Which bytes of a hash
     differ tells nobody anything about a token; they are compared in constant time all the same.
     """
-    with _table_required(INSUFFICIENT_PRIVILEGE):
-        row = read(lambda session: session.execute(FIND, {"sha256": sha}).one_or_none())
+    policy, either = request_policy(), {"sha256": sha, "of_one_tenant": for_one_tenant(sha)}
+
+    def attempt(number: int) -> Row[Any] | None:
+        with transactions.connect(default_engine()) as connection:
+            transactions.begin(connection, transactions.limits(policy))
+            return connection.execute(FIND, either).one_or_none()
+
+    with table_required(token, INSUFFICIENT_PRIVILEGE):
+        row = transactions.retry(attempt, policy)
     if row is None:
         return None
     remaining = math.inf if row.remaining is None else float(row.remaining)
-    found = Found(Token(row.id, row.name, row.scope), remaining, row.last_used_on, row.today)
-    return found if hmac.compare_digest(row.sha256, sha) else None
+    found = Found(
+        Token(row.id, row.name, row.scope, row.tenant), remaining, row.last_used_on, row.today
+    )
+    wanted = either["sha256" if row.tenant is None else "of_one_tenant"]
+    return found if hmac.compare_digest(row.sha256, wanted) else None
 
 
+KNOWN = select(tenants.tenant.c.id).where(tenants.tenant.c.name == bindparam("tenant"))
 FIND = select(
     token.c.id,
     token.c.name,
@@ -215,8 +253,12 @@ FIND = select(
     extract("epoch", token.c.expires_at - func.now()).label("remaining"),
     token.c.last_used_on,
     TODAY.label("today"),
+    token.c.tenant,
 ).where(
-    token.c.sha256 == bindparam("sha256"),
+    or_(
+        and_(token.c.sha256 == bindparam("sha256"), token.c.tenant.is_(None)),
+        and_(token.c.sha256 == bindparam("of_one_tenant"), token.c.tenant.is_not(None)),
+    ),
     or_(token.c.expires_at.is_(None), token.c.expires_at > func.now()),
 )
 
@@ -227,7 +269,7 @@ def note_use(found: Found) -> None:
     Nobody is waited for: whoever holds the row just now is writing the same.
     """
     try:
-        with transactions.connect(current_engine()) as connection:
+        with transactions.connect(default_engine()) as connection:
             transactions.begin(connection, transactions.limits(NOT_WAITING))
             connection.execute(NOTE, {"token": found.token.id})
             connection.commit()
@@ -247,18 +289,3 @@ _unmarked = (
     .with_for_update(skip_locked=True)
 )
 NOTE = update(token).where(token.c.id.in_(_unmarked)).values(last_used_on=TODAY)
-
-UNDEFINED_TABLE = "42P01"
-
-
-@contextmanager
-def _table_required(*others: str) -> Iterator[None]:
-    """Raise UnknownTable where the table of tokens is not there, and for other SQLSTATEs."""
-    try:
-        yield
-    except DBAPIError as error:
-        state = transactions.sqlstate(error)
-        if state not in (UNDEFINED_TABLE, *others):
-            raise
-        missing = "is not there" if state == UNDEFINED_TABLE else "may not be used by this role"
-        raise UnknownTable(f"the table {token.name} {missing}") from error

@@ -16,6 +16,8 @@ from migrations_bootstrap.interruption import interruption
 OLDEST_SERVER = 15
 """NULLS NOT DISTINCT, which the guard needs, came with PostgreSQL 15."""
 
+APPLICATION_NAME = "rollcall-bootstrap"
+
 DEADLOCK_DETECTED = "40P01"
 INSUFFICIENT_PRIVILEGE = "42501"
 LOCK_NOT_AVAILABLE = "55P03"
@@ -51,7 +53,7 @@ def make_engine(
         poolclass=NullPool,
         isolation_level=isolation_level,
         connect_args={
-            "application_name": "rollcall-bootstrap",
+            "application_name": APPLICATION_NAME,
             "connect_timeout": connect_timeout,
             # The connection that holds the lock is silent for as long as an index build takes.
             "keepalives_idle": 30,

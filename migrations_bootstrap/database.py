@@ -99,10 +99,11 @@ def _create_if_absent(
         f"CREATE DATABASE {quoted(str(url.database))}"
         f" TEMPLATE {quoted(template)} ENCODING {quoted(encoding)}"
     ) + (f" OWNER {quoted(owner)}" if owner else "")
-    return _create(connection, statement, url)
+    return send_creation(connection, statement, url)
 
 
-def _create(connection: Connection, statement: str, url: URL) -> bool:
+def send_creation(connection: Connection, statement: str, url: URL) -> bool:
+    """Send the CREATE DATABASE that makes what `url` names; return False where that is there."""
     deadline = time.monotonic() + TEMPLATE_WAIT
     while True:
         try:

@@ -31,6 +31,10 @@ class Interrupted(BootstrapError):
     """Whoever waited for the bootstrap does not any more; it can be run again."""
 
 
+class InUse(BootstrapError):
+    """Other sessions are in a database that was to be dropped."""
+
+
 class NotAdopted(BootstrapError):
     """The database has tables of ours that Rollcall did not make and may not touch yet."""
 

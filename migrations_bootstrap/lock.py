@@ -45,8 +45,10 @@ SESSIONS = text("""
 
 
 @contextmanager
-def bootstrap_lock(engine: Engine, timeout: float) -> Iterator[None]:
+def bootstrap_lock(engine: Engine, timeout: float, key: int = LOCK_KEY) -> Iterator[None]:
     """Hold the one lock of the database over the body, which works on other connections.
+
+    `key` names another lock, for work that has nothing to do with the database's own schema.
 
     The lock lives in a transaction that stays open and idle: that pins the server connection under
     PgBouncer in transaction mode, where a session lock is lost, and at READ COMMITTED an idle
@@ -54,7 +56,7 @@ def bootstrap_lock(engine: Engine, timeout: float) -> Iterator[None]:
     Raises LockTimeout after `timeout` seconds.
     """
     with connected(engine) as connection:
-        _acquire(connection, timeout)
+        _acquire(connection, timeout, key)
         yield
         # A lock that was lost on the way is an error, not a silent success.
         connection.commit()
@@ -89,12 +91,12 @@ def watched(
         watcher.join()
 
 
-def _acquire(connection: Connection, timeout: float) -> None:
+def _acquire(connection: Connection, timeout: float, key: int) -> None:
     deadline = time.monotonic() + timeout
     waiting = False
-    while not _try_lock(connection):
+    while not _try_lock(connection, key):
         if time.monotonic() > deadline:
-            holders = _sessions(connection, connection.scalar(HOLDERS, {"key": LOCK_KEY}))
+            holders = _sessions(connection, connection.scalar(HOLDERS, {"key": key}))
             raise LockTimeout(
                 f"another bootstrap of this database is not done after {timeout:g} s: {holders}"
             )
@@ -106,9 +108,9 @@ def _acquire(connection: Connection, timeout: float) -> None:
         time.sleep(POLL_INTERVAL)
 
 
-def _try_lock(connection: Connection) -> bool:
+def _try_lock(connection: Connection, key: int) -> bool:
     connection.execute(NO_TIMEOUTS, {"local": True})
-    return bool(connection.scalar(TRY_LOCK, {"key": LOCK_KEY}))
+    return bool(connection.scalar(TRY_LOCK, {"key": key}))
 
 
 def _watch(

@@ -96,7 +96,12 @@ def is_ahead(connection: Connection) -> bool:
     them under the first one's statements.
     """
     found = revision(connection)
-    return found is not None and not _knows(found)
+    return found is not None and not knows(found)
+
+
+def is_served(found: str | None) -> bool:
+    """Tell whether this version can serve a schema of this revision: its own, or a later one."""
+    return found is not None and (found == head() or not knows(found))
 
 
 @functools.cache
@@ -110,8 +115,14 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
 
 
-def _knows(found: str) -> bool:
-    return found in {script.revision for script in _scripts().walk_revisions()}
+def knows(found: str) -> bool:
+    """Tell whether this version of Rollcall has the revision."""
+    return found in _known()
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in _scripts().walk_revisions())
 
 
 def _config() -> Config:
@@ -132,7 +143,7 @@ def _base_metadata() -> sa.MetaData:
 def _check(connection: Connection, before: str | None, *, adopt: bool) -> tuple[str, ...]:
     """Return the tables to be adopted, or raise why the revisions must not run."""
     if before is not None:
-        if not _knows(before):
+        if not knows(before):
             raise BootstrapError(
                 f"the database is at revision {before}, which this version of Rollcall"
                 " does not know: install the one that made it"

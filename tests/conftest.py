@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from app import create_app, is_setting
+from app.database import tenant_engines
 from app.db import db
 from app.duplicates.guard import guard
 from app.duplicates.merging import Rules
@@ -212,7 +213,8 @@ def execute(url: str, *statements: str) -> None:
 def empty(url: str) -> None:
     with emptying(url).begin() as connection:
         connection.exec_driver_sql(
-            "TRUNCATE employee, department, rollcall_token RESTART IDENTITY CASCADE"
+            "TRUNCATE employee, department, rollcall_token, rollcall_tenant"
+            " RESTART IDENTITY CASCADE"
         )
 
 
@@ -336,8 +338,7 @@ def make_app(service_kind: str) -> Iterator[Callable[..., Flask]]:
     for one in asynchronous:
         one.dispose()
     for app in made:
-        with app.app_context():
-            db.engine.dispose()
+        hang_up(app)
 
 
 @pytest.fixture(scope="session")
@@ -356,8 +357,15 @@ def app(applications: dict[str, Flask], database_url: str) -> Iterator[Flask]:
         applications[database_url] = create_app({"DATABASE_URL": database_url, **USUAL})
     app = applications[database_url]
     yield app
+    hang_up(app)
+
+
+def hang_up(app: Flask) -> None:
+    """Close an application's connections, those to its tenants' databases too."""
     with app.app_context():
-        db.engine.dispose()
+        known = tenant_engines()
+        for engine in (db.default_engine, known.registry, *known._engines.values()):
+            engine.dispose()
 
 
 def asgi_of(url: str, config: dict[str, Any] | None = None) -> AsgiApplication:

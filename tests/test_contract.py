@@ -58,7 +58,7 @@ def test_the_service_does_what_its_document_says(database_url: str, tmp_path: Pa
         )
         log = service.log.read_text()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Tested: 14" in done.stdout
+    assert "Tested: 18" in done.stdout
     assert "unforeseen" not in log
 
 

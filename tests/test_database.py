@@ -158,7 +158,7 @@ def test_creators_that_all_found_it_missing_make_it_once(
 ) -> None:
     """One of eight says that it was the one; the others were refused by PostgreSQL and go on."""
     barrier = threading.Barrier(8)
-    create = database_module._create
+    create = database_module.send_creation
     returned = []
 
     def create_together(*arguments: Any) -> bool:
@@ -166,7 +166,7 @@ def test_creators_that_all_found_it_missing_make_it_once(
         returned.append(create(*arguments))
         return returned[-1]
 
-    monkeypatch.setattr(database_module, "_create", create_together)
+    monkeypatch.setattr(database_module, "send_creation", create_together)
     outcomes = together([lambda: ensure_database(empty_database)] * 8)
     assert sorted(returned) == [False] * 7 + [True]
     assert sorted(outcomes) == [False] * 7 + [True]

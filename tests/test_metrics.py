@@ -23,7 +23,7 @@ from app.db import db
 from app.errors import ContentionError, LostRace
 from app.metrics import OUR_OWN
 from app.models import Department
-from app.pool import CountingPool
+from app.pool import CountingPool, pool_state
 from app.transactions import RetryPolicy, retry
 from tests.conftest import empty, unguard
 from tests.faults import kill_worker, workers_of
@@ -174,19 +174,19 @@ def test_a_pool_knows_who_waits_for_it(database_url: str) -> None:
     engine = create_engine(
         database_url, poolclass=CountingPool, pool_size=1, max_overflow=0, pool_timeout=30
     )
-    before = CountingPool.state()
+    before = pool_state()
     held = engine.connect()
     threads = [threading.Thread(target=lambda: engine.connect().close()) for _ in range(3)]
     for thread in threads:
         thread.start()
-    eventually(lambda: CountingPool.state().waiting == before.waiting + 3)
-    assert CountingPool.state().in_use == before.in_use + 1
+    eventually(lambda: pool_state().waiting == before.waiting + 3)
+    assert pool_state().in_use == before.in_use + 1
     assert value("rollcall_pool_waiting") == before.waiting + 3
     assert value("rollcall_pool_connections", state="in_use") == before.in_use + 1
     held.close()
     for thread in threads:
         thread.join()
-    after = CountingPool.state()
+    after = pool_state()
     assert (after.waiting, after.idle) == (before.waiting, before.idle + 1)
     engine.dispose()
 
@@ -196,10 +196,10 @@ def test_who_gives_up_waiting_does_not_wait(database_url: str) -> None:
     engine = create_engine(
         database_url, poolclass=CountingPool, pool_size=1, max_overflow=0, pool_timeout=0.05
     )
-    before = CountingPool.state()
+    before = pool_state()
     with engine.connect(), pytest.raises(PoolTimeout):
         engine.connect()
-    assert CountingPool.state().waiting == before.waiting
+    assert pool_state().waiting == before.waiting
     engine.dispose()
 
 

@@ -67,7 +67,7 @@ def test_the_line_of_a_request_says_what_was_asked_and_answered(
     shown, probe = request_lines(stream)
     assert list(shown) == [
         *("timestamp", "level", "event", "request_id", "method", "route"),
-        *("status", "ms", "token", "retries"),
+        *("status", "ms", "token", "tenant", "retries"),
     ]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["timestamp"])
     assert FRESH.fullmatch(shown["request_id"])
@@ -80,6 +80,7 @@ def test_the_line_of_a_request_says_what_was_asked_and_answered(
         "route": "/api/v1/departments/<int:id>",
         "status": 404,
         "token": None,
+        "tenant": None,
         "retries": 0,
     }
     assert (probe["level"], probe["route"], probe["status"]) == ("debug", "/readyz", 200)

@@ -81,7 +81,7 @@ def test_every_flask_command_exists(app: Flask) -> None:
     named = {name for text in texts for name in re.findall(r"`?flask ([a-z]+(?:-[a-z]+)*)`?", text)}
     ours = set(app.cli.list_commands(None)) - {"routes", "run", "shell"}  # type: ignore[arg-type]
     assert ours <= named
-    assert {"duplicates", "employees", "init-db", "tokens"} == ours
+    assert {"duplicates", "employees", "init-db", "tenants", "tokens"} == ours
 
 
 def test_every_shell_line_is_checked() -> None:
@@ -111,7 +111,7 @@ def test_swagger_describes_every_route_and_nothing_else(client: FlaskClient, app
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         if rule.endpoint.startswith(
-            ("api.department", "api.duplicate", "api.employee", "api.merge")
+            ("api.department", "api.duplicate", "api.employee", "api.merge", "api.tenant")
         )
     }
     assert described == served

@@ -20,7 +20,14 @@ from tests.test_errors import assert_problem
 
 EMPLOYEES = "/api/v1/employees"
 OPEN = {"health.healthz", "health.readyz"}
-ADMIN = {"api.duplicates", "api.duplicates_merge", "api.merge_undo", "health.metrics"}
+ADMIN = {
+    "api.duplicates",
+    "api.duplicates_merge",
+    "api.merge_undo",
+    "api.tenant",
+    "api.tenants",
+    "health.metrics",
+}
 CHALLENGE = 'Bearer realm="rollcall"'
 PAGE = "https://portal.example"
 Headers = dict[str, str]

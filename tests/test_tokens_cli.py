@@ -53,8 +53,8 @@ def test_list_shows_what_can_be_told_of_each(runner: FlaskCliRunner) -> None:
     assert abs(datetime.now(timezone.utc) - made) < timedelta(hours=1)
     lines = [line.split() for line in done(runner, "list").splitlines() if "never" in line]
     assert lines == [
-        ["portal", "read", str(made.date()), str(end.date()), "never"],
-        ["ops", "admin", ops["created_at"][:10], "never", "never"],
+        ["portal", "read", str(made.date()), str(end.date()), "never", "all"],
+        ["ops", "admin", ops["created_at"][:10], "never", "never", "all"],
     ]
 
 

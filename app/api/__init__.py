@@ -7,7 +7,7 @@ from flask_restx import Api
 from werkzeug.routing import IntegerConverter
 from werkzeug.wrappers import Response
 
-from app.api import departments, duplicates, employees, health
+from app.api import departments, duplicates, employees, health, tenants
 from app.api.documentation import AUTHORIZATIONS, MODELS
 from app.api.exchange import CURRENT, respond
 from app.web import BASE, problems
@@ -50,7 +50,7 @@ def init_app(app: Flask) -> None:
     )
     for model in MODELS.values():
         api.add_model(model.name, model)
-    for resource in (departments, employees, duplicates):
+    for resource in (departments, employees, duplicates, tenants):
         api.add_namespace(resource.namespace)
     app.register_blueprint(blueprint)
     app.register_blueprint(health.blueprint)

@@ -30,6 +30,8 @@ SCHEMAS = {
     "MergeRequest": schemas.MergeRequestSchema(),
     "Merge": schemas.MergeSchema(),
     "Undo": schemas.UndoSchema(),
+    "Tenant": schemas.TenantSchema(),
+    "TenantPage": schemas.TenantPageSchema(),
     "Collision": schemas.CollisionSchema(),
     "Problem": schemas.ProblemSchema(),
 }
@@ -46,14 +48,18 @@ HEADERS = {
     503: {"Retry-After": "When to try again, in seconds."},
 }
 ALWAYS = {"X-Request-ID": "The request's own, if it had a sane one, or a new one; logs have it."}
-# Of every operation: no token, its scope, too many requests, the database away or busy.
-EVERYWHERE = (401, 403, 429, 503)
+# Of every operation: no token, its scope, too long an address, too many requests, the database
+# away or busy.
+EVERYWHERE = (401, 403, 414, 429, 503)
+# Of every operation on a tenant's records: no such tenant, no such name.
+OF_A_TENANT = (404, 422)
 PROBLEM = "application/problem+json"
 
 REQUEST_HEADERS = {
     "If-Match": "Only if the record is still as one of these tags has it, or `*`: if it is there.",
     "If-None-Match": "Only if the record is not, or no longer, as one of these tags has it.",
     "Idempotency-Key": "What you call this request by, to be able to send it again.",
+    "X-Tenant": "Whose database it is about; without, the service's own.",
 }
 
 
@@ -86,14 +92,19 @@ def describe(
     optional_body: bool = False,
     query: Schema | None = None,
     headers: tuple[str, ...] = (),
+    of_the_service: bool = False,
 ) -> Callable[[Method], Method]:
     """Document a method: the model of each answer, the statuses of problems, and what it takes.
 
+    One that is not ``of_the_service`` as a whole may name a tenant.
     Flask-RESTX takes each body for one that has to be there, unless its parameter says otherwise.
     """
 
+    headers = headers if of_the_service else (*headers, "X-Tenant")
+    always = EVERYWHERE if of_the_service else EVERYWHERE + OF_A_TENANT
+
     def decorate(method: Method) -> Method:
-        for status in sorted((*EVERYWHERE, *refusals)):
+        for status in sorted({*always, *refusals}):
             method = _answer(namespace, status, "Problem")(method)
         for status, model in answers.items():
             method = _answer(namespace, status, model)(method)

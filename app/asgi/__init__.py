@@ -25,8 +25,9 @@ from app.asgi.gate import Gate
 from app.asgi.observed import Observed
 from app.asgi.work import Work
 from app.async_database import make_async_engine, make_sessions
-from app.config import Settings, load_settings
+from app.config import SUBDOMAIN, Settings, load_settings
 from app.database import EMBEDDED_NAME, bind_models
+from app.errors import ConfigurationError
 from app.headers import ALLOWED, ALLOWED_TO_WRITE, EXPOSED
 from app.models import Record
 from app.observability import count_retry
@@ -41,6 +42,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> FastAPI:
     Raises ConfigurationError for a setting that cannot be used.
     """
     settings = load_settings(config)
+    if settings.tenant_source == SUBDOMAIN:
+        raise ConfigurationError(
+            "ROLLCALL_TENANT_SOURCE: tenants are served by gunicorn alone, see docs/async.md"
+        )
     server = None if settings.database_url else EmbeddedServer(Path(Flask("app").instance_path))
     url = make_url(server.url(EMBEDDED_NAME)) if server else settings.database_url
     assert url is not None  # noqa: S101 - one of the two is there, tells mypy so

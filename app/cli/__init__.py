@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.cli import duplicate_guard, duplicate_merge, duplicates, employees, tokens
+from app.cli import duplicate_guard, duplicate_merge, duplicates, employees, tenants, tokens
 from app.cli.init_db import init_db
 
 
@@ -16,3 +16,4 @@ def init_app(app: Flask) -> None:
     app.cli.add_command(employees.group)
     app.cli.add_command(duplicates.group)
     app.cli.add_command(tokens.group)
+    app.cli.add_command(tenants.group)

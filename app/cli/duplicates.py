@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import click
-from flask.cli import AppGroup
 from sqlalchemy import Connection
 
 from app.cli import duplicate_report
 from app.cli.long_work import one_line_ends, progress
+from app.cli.tenant_option import TenantGroup
 from app.config import current_settings
 from app.db import db
 from app.duplicates.groups import KEEP
@@ -17,7 +17,7 @@ from app.duplicates.tables import read_tables
 from app.models import RECORDS
 from app.schemas import TABLES
 
-group = AppGroup("duplicates", help="Find duplicates, guard against new ones, merge them.")
+group = TenantGroup("duplicates", help="Find duplicates, guard against new ones, merge them.")
 
 
 @group.command("report")

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import click
-from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import transfer
 from app.cli.init_db import bring_up
 from app.cli.long_work import STOPPED, now_and_then, words
+from app.cli.tenant_option import TenantGroup
 from app.csv_source import CsvSource, open_csv
+from app.db import db
 from app.errors import RollcallError, UnusableFile
 from app.transfer import Refusal, Totals
 
-group = AppGroup("employees", help="Import employees from CSV files, and export them.")
+group = TenantGroup("employees", help="Import employees from CSV files, and export them.")
 
 Show = Callable[[Totals], None]
 
@@ -70,7 +71,8 @@ def import_command(
     are stored a thousand at a time. You may stop it and run it again: employees who are there
     already stay as they are.
     """
-    bring_up()
+    if db.engine is db.default_engine:  # a tenant's database is there
+        bring_up()
     name = getattr(file, "name", "<stdin>")
     path = rejects or Path(f"{name}.rejects.csv" if Path(name).is_file() else "rejects.csv")
     _check_rejects(path, file)

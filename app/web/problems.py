@@ -19,6 +19,7 @@ from app.transactions import sqlstate
 from app.web import BASE
 from app.web.answers import Answer
 from app.web.requests import Request
+from migrations_bootstrap import BootstrapError
 
 logger = logging.getLogger(__name__)
 
@@ -237,6 +238,61 @@ def _(error: errors.UnknownMerge) -> Problem:
 @problem_of.register
 def _(error: errors.CannotUndo) -> Problem:
     return Problem(409, "cannot_undo", f"Merge {error.id} cannot be undone: {error.reason}.")
+
+
+@problem_of.register
+def _(error: errors.TenantUnknown) -> Problem:
+    return Problem(404, "unknown_tenant", "There is no tenant of this name.")
+
+
+@problem_of.register
+def _(error: errors.TenantForbidden) -> Problem:
+    detail = "The token belongs to one tenant; this is not for that one."
+    return _challenge(403, "wrong_tenant", detail, error="insufficient_scope")
+
+
+@problem_of.register
+def _(error: errors.TenantInUse) -> Problem:
+    detail = "Others are connected to the tenant's database; use ?force=true to end their sessions."
+    return Problem(409, "tenant_in_use", detail)
+
+
+@problem_of.register
+def _(error: errors.TenantGoing) -> Problem:
+    return Problem(409, "tenant_dropping", "The tenant is being dropped; delete it again first.")
+
+
+@problem_of.register
+def _(error: errors.DatabaseTaken) -> Problem:
+    detail = "There is a database of the name that the tenant's would have; it is not the tenant's."
+    return Problem(409, "database_taken", detail)
+
+
+@problem_of.register
+def _(error: errors.UnusableName) -> Problem:
+    detail = "The request breaks a rule; see errors."
+    return Problem(422, "invalid", detail, members={"errors": {"name": [_sentence(error)]}})
+
+
+@problem_of.register
+def _(error: errors.UnknownRole) -> Problem:
+    detail = "The request breaks a rule; see errors."
+    return Problem(422, "invalid", detail, members={"errors": {"owner": [_sentence(error)]}})
+
+
+def _sentence(error: Exception) -> str:
+    return f"{str(error)[:1].upper()}{str(error)[1:]}."
+
+
+@problem_of.register
+def _(error: errors.SchemaBehind) -> Problem:
+    return _unavailable("schema_behind", "The tenant's database has yet to be brought up to date.")
+
+
+@problem_of.register
+def _(error: BootstrapError) -> Problem:
+    logger.error("a database cannot be brought up or dropped: %s", error)
+    return _unavailable("database_away", "The database cannot do this now; the log says why.")
 
 
 @problem_of.register
