@@ -233,11 +233,8 @@ def _is_lost(own: Any, error: Exception) -> bool:
 
 def _as_sqlalchemys(engine: Engine, own: Any, sql: str, error: Exception) -> DBAPIError:
     """Return an error of asyncpg's, or of the socket's, as SQLAlchemy's that says the same."""
-    kind = DBAPIError
-    if isinstance(error, ValueError):  # asyncpg's own, of a value that it cannot send
-        error.sqlstate = DATA_EXCEPTION  # type: ignore[attr-defined]
-    elif str(getattr(error, "sqlstate", "")).startswith(INTEGRITY_VIOLATION):
-        kind = IntegrityError
+    is_integritys = str(getattr(error, "sqlstate", "")).startswith(INTEGRITY_VIOLATION)
+    kind = IntegrityError if is_integritys else DBAPIError
     return kind(
         sql,
         None,
@@ -265,5 +262,4 @@ def _reaching() -> Iterator[None]:
 
 
 INTEGRITY_VIOLATION = "23"
-DATA_EXCEPTION = "22000"
 NOT_NOW = (CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS)

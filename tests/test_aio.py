@@ -21,6 +21,7 @@ from app.statement import plan_for, shape_of, values_of
 from app.transactions import RetryPolicy, sqlstate
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests.cancelling import is_cancelled_at
+from tests.conftest import waits
 from tests.proxy import before_each_rerun, lossy_proxy
 from tests.races import eventually, inserts_held, inserts_meet, started
 
@@ -278,6 +279,44 @@ def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(url: str) -> N
     with pytest.raises(DBAPIError) as refused:
         run(missing, ask)
     assert sqlstate(refused.value) == "3D000"
+
+
+def test_a_server_that_has_no_connection_left_is_waited_for(url: str, pets: Engine) -> None:
+    """It says so by a SQLSTATE."""
+
+    async def ask(engine: AsyncEngine) -> None:
+        Pet.abind(engine, RetryPolicy(attempts=2))
+        await Pet.aget_or_create(owner="A", name="Rex")
+
+    with pets.begin() as connection:
+        connection.exec_driver_sql("CREATE ROLE latecomer LOGIN CONNECTION LIMIT 0")
+    late = make_url(url).set(username="latecomer").render_as_string(hide_password=False)
+    with pytest.raises(ContentionError) as away:
+        run(late, ask)
+    with pets.begin() as connection:
+        connection.exec_driver_sql("DROP ROLE latecomer")
+    assert away.value.attempts == 2
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_list_does_not_wait_long_for_its_lock(
+    url: str, pets: Engine, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on without, and begins anew where its connection is cut meanwhile."""
+    monkeypatch.setattr("app.batch.LOCK_WAIT", 5 if is_cut else 0.01)
+
+    async def work(engine: AsyncEngine) -> list[bool]:
+        found = await Pet.aget_or_create_many(None, [{"owner": "A", "name": "Rex"}])
+        return [created for _, created in found]
+
+    with pets.connect() as holder:
+        holder.exec_driver_sql("LOCK TABLE pet IN ROW EXCLUSIVE MODE")
+        created = started(lambda: run(url, work, **NAMED))
+        if is_cut:
+            eventually(lambda: waits(pets) == 1)
+            cut(pets)
+            holder.rollback()
+        assert created() == [True]
 
 
 def test_a_pool_that_is_used_up_is_contention(url: str) -> None:

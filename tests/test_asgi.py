@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ from sqlalchemy import create_engine
 
 from app import tenants, tokens
 from app.asgi import create_app
+from app.asgi.exchange import Headers
 from app.asgi.outside import Outside, _addresses
 from app.db import db
 from app.errors import ConfigurationError
 from app.security import FOR_ADMINS, required_scope
 from app.tokens import SCOPES, new_token
+from migrations_bootstrap.embedded import EmbeddedServer
 from tests.asgi_client import AsgiApplication, ask, run
 from tests.conftest import empty
+from tests.hostile import MARK, SEEDED, bodies, conditions, fields, paths, queries
 from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, Service, free_port
 from tests.test_errors import assert_problem
+from tests.test_hostile import Reply, code, read_reply
 from tests.test_limits import redis
 
 EMPLOYEES = "/api/v1/employees"
@@ -166,6 +171,67 @@ def test_what_must_not_start_says_why_in_one_line(
     assert failed["type"] == "lifespan.startup.failed"
     assert failed["message"].startswith("rollcall: ")
     assert said in failed["message"]
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_the_database_is_brought_up_before_the_first_request(
+    server: EmbeddedServer,
+    empty_database: str,
+    tmp_path: Path,
+    embedded: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the token of the file; errors go where they are to, and the log is set up."""
+    reported: list[str] = []
+    monkeypatch.setattr("app.telemetry.report_to_sentry", reported.append)
+    monkeypatch.setattr("app.asgi.TICK", 0.01)
+    (tmp_path / "token").write_text(token := new_token())
+    settings = {
+        "DATABASE_URL": "" if embedded else empty_database,
+        "ROLLCALL_AUTH": "off" if embedded else "token",
+        "ROLLCALL_ADMIN_TOKEN_FILE": str(tmp_path / "token"),
+        "SENTRY_DSN": "https://key@sentry.example/1",
+    }
+    if embedded:
+        monkeypatch.setattr("app.asgi.EmbeddedServer", lambda folder: server)
+    inner = create_app(settings)
+    app = Outside(inner)
+    handlers = logging.getLogger().handlers[:]
+
+    async def live() -> tuple[list[Any], int]:
+        told: list[Any] = []
+        asked: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def send(message: Any) -> None:
+            told.append(message["type"])
+
+        asked.put_nowait({"type": "lifespan.startup"})
+        life = asyncio.create_task(app({"type": "lifespan", "state": {}}, asked.get, send))
+        while not told:
+            await asyncio.sleep(0.01)
+        shown = [(b"authorization", f"Bearer {token}".encode())]
+        status, *_ = await ask(app, scope_of(EMPLOYEES, headers=shown), b"")
+        await asyncio.sleep(0.05)
+        asked.put_nowait({"type": "lifespan.shutdown"})
+        await life
+        return told, status
+
+    try:
+        told, status = asyncio.run(live())
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert status == 200
+    assert reported == ["https://key@sentry.example/1"]
+
+
+def test_headers_are_read_in_whatever_case() -> None:
+    """One that is repeated is a list."""
+    headers = Headers([(b"If-Match", b'"a"'), (b"if-match", b'"b"'), (b"x", b"y")])
+    assert dict(headers) == {"if-match": '"a","b"', "x": "y"}
+    assert len(headers) == 2
+    assert "IF-MATCH" in headers
 
 
 def test_a_body_is_read_within_its_limits(
@@ -357,33 +423,42 @@ def test_an_unforeseen_error_is_a_problem_wherever_it_happens(
     assert_problem(make_app(database_url).test_client().get("/healthz"), 500, "internal_error")
 
 
-@pytest.fixture(scope="module")
-def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """uvicorn, started as the README says, with tokens; the first is in a file."""
-    folder = tmp_path_factory.mktemp("asgi")
-    empty(guarded_url)
-    token = folder / "token"
-    token.write_text(new_token())
+@contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[Service]:
+    """Run uvicorn as the documentation says."""
     port, log = free_port(), folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [UVICORN, "asgi:app", f"--port={port}"],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "DATABASE_URL": guarded_url,
-                "ROLLCALL_AUTH": "token",
-                "ROLLCALL_ADMIN_TOKEN_FILE": str(token),
-            },
+            env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     service = Service(process, port, log)
-    eventually(service.is_ready, 30)
-    yield service
-    if process.poll() is None:
-        service.stop()
+    try:
+        eventually(service.is_ready, 30)
+        yield service
+    finally:
+        if process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """uvicorn with tokens; the first is in a file."""
+    folder = tmp_path_factory.mktemp("asgi")
+    empty(guarded_url)
+    token = folder / "token"
+    token.write_text(new_token())
+    with serving(
+        folder,
+        DATABASE_URL=guarded_url,
+        ROLLCALL_AUTH="token",
+        ROLLCALL_ADMIN_TOKEN_FILE=str(token),
+    ) as service:
+        yield service
 
 
 def call(service: Service, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -452,3 +527,41 @@ def test_a_bad_setting_stops_the_import_with_one_line() -> None:
     )
     assert done.returncode != 0
     assert "rollcall: PORT must be" in done.stderr
+
+
+def test_who_means_harm_is_answered_as_by_the_flask_service(
+    guarded_url: str, tmp_path: Path
+) -> None:
+    """Whatever is HTTP at all, of tests/hostile.py, and concerns what is served here."""
+    empty(guarded_url)
+    table = [
+        one
+        for one in (*bodies(), *fields(), *queries(), *paths(), *conditions())
+        if b"/duplicates" not in one.sent and one.name not in OTHERWISE
+    ]
+    with serving(tmp_path, DATABASE_URL=guarded_url, ROLLCALL_AUTH="off") as service:
+        for path, names in SEEDED.items():
+            for name in names:
+                more = {"department_id": 1} if path == "employees" else {}
+                service.call("POST", f"/api/v1/{path}", {"name": name, **more})
+        with ThreadPoolExecutor(4) as clients:
+            replies = list(clients.map(lambda one: reply_of(service.port, one.sent), table))
+        for path, names in SEEDED.items():
+            _, page = service.call("GET", f"/api/v1/{path}?limit=500")
+            assert [record["name"] for record in page["items"]] == names
+    assert len(table) > 350
+    for one, reply in zip(table, replies, strict=True):
+        assert (reply.status, code(reply)) == one.answer, one.name
+        assert reply.status < 400 or MARK.casefold() not in str(reply).casefold()
+    assert "unforeseen" not in service.log.read_text()
+
+
+# uvicorn's parser answers the first in words of its own; the second is a path like any other here.
+OTHERWISE = ("path: an umlaut as it is", "path: two slashes")
+
+
+def reply_of(port: int, sent: bytes) -> Reply:
+    """Send it and read until the server hangs up, which a client must not do before."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(sent)
+        return read_reply(connection)

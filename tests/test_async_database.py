@@ -103,14 +103,17 @@ def test_a_session_that_is_left_by_a_cancelled_task_is_closed(database_url: str)
     async def work(sessions: Any) -> None:
         pool = sessions.kw["bind"].sync_engine.pool
 
+        is_held = asyncio.Event()
+
         async def hold() -> None:
             async with sessions() as session:
                 await session.scalars(select(Department.name))
+                is_held.set()
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(hold())
-        while not pool.checkedout():
-            await asyncio.sleep(0.001)
+        await is_held.wait()
+        assert pool.checkedout() == 1
         task.cancel()
         await asyncio.wait({task})
         assert pool.checkedout() == 0
@@ -193,7 +196,7 @@ def test_a_bootstrap_that_waits_for_another_can_be_cancelled(
     holder = create_engine(fresh_database)
     with holder.begin() as connection:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
-        asyncio.run(cancelled(abootstrap(fresh_database), lambda: at_work(administrator)))
+        asyncio.run(cancelled(abootstrap(fresh_database), lambda: at_work(administrator, LOCKING)))
         assert sessions_of_bootstraps(administrator) == 0
     holder.dispose()
     assert asyncio.run(abootstrap(fresh_database)).changed
@@ -208,21 +211,25 @@ def test_a_bootstrap_that_is_held_up_by_a_table_can_be_cancelled(
         connection.exec_driver_sql(
             "DROP INDEX ix_employee_natural_key; LOCK TABLE employee IN ACCESS EXCLUSIVE MODE"
         )
-        asyncio.run(cancelled(abootstrap(legacy_url), lambda: at_work(administrator)))
+        asyncio.run(cancelled(abootstrap(legacy_url), lambda: at_work(administrator, HELD_UP)))
         assert sessions_of_bootstraps(administrator) == 0
     holder.dispose()
     asyncio.run(abootstrap(legacy_url))
 
 
-def at_work(administrator: Engine) -> None:
-    eventually(lambda: sessions_of_bootstraps(administrator) > 0)
+LOCKING = "query LIKE '%%pg_try_advisory%%'"
+HELD_UP = "wait_event_type = 'Lock'"
 
 
-def sessions_of_bootstraps(administrator: Engine) -> int:
+def at_work(administrator: Engine, how: str) -> None:
+    eventually(lambda: sessions_of_bootstraps(administrator, how) > 0)
+
+
+def sessions_of_bootstraps(administrator: Engine, how: str = "true") -> int:
     with administrator.connect() as connection:
         return int(
             connection.exec_driver_sql(
                 "SELECT count(*) FROM pg_stat_activity"
-                " WHERE application_name = 'rollcall-bootstrap'"
+                f" WHERE application_name = 'rollcall-bootstrap' AND {how}"
             ).scalar_one()
         )

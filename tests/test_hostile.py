@@ -110,7 +110,12 @@ def ask(port: int, sent: bytes) -> Reply:
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+        return read_reply(connection)
+
+
+def read_reply(connection: socket.socket) -> Reply:
+    """Read until the server has no more to say."""
+    head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.title(): value for name, value in (line.split(": ", 1) for line in lines)}
     return Reply(int(status.split()[1]), headers, body)

@@ -62,7 +62,6 @@ class AsgiRequest:
         self.root: str = scope.get("root_path", "")
         self.path: str = scope["path"].removeprefix(self.root)
         self.headers = Headers(scope["headers"])
-        self._body: bytes | None = None
 
     @cached_property
     def query(self) -> Mapping[str, list[str]]:
@@ -82,9 +81,7 @@ class AsgiRequest:
         return None if self.token is None else str(self.token.id)
 
     def body(self) -> bytes:
-        if self._body is None:
-            self._body = await_only(self._read_in_time())
-        return self._body
+        return await_only(self._read_in_time())
 
     async def _read_in_time(self) -> bytes:
         try:
