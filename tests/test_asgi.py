@@ -324,7 +324,9 @@ def test_swagger_is_that_of_the_service(make_app: Callable[..., Flask], database
     assert "swagger-ui" in page.text
     assert client.get("/swaggerui/swagger-ui.css").content_type.startswith("text/css")
     assert client.get("/swaggerui/../../app/config.py").status_code == 404
-    paths = client.get("/api/v1/swagger.json").get_json()["paths"]
+    document = client.get("/api/v1/swagger.json")
+    assert "X-Tenant" not in document.text
+    paths = document.get_json()["paths"]
     assert set(paths) == {
         "/departments", "/departments/{id}", "/employees", "/employees/batch", "/employees/{id}",
     }  # fmt: skip
