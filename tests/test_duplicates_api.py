@@ -504,15 +504,17 @@ def test_swagger_says_what_the_calls_take_and_give(client: FlaskClient) -> None:
     """The query's parameters, an optional body, and each status by its model."""
     paths = json.loads(client.get(f"{BASE}/swagger.json").text)["paths"]
     listed = paths["/duplicates"]["get"]
-    assert {parameter["name"] for parameter in listed["parameters"]} == {"limit", "after", "table"}
+    names = {parameter["name"] for parameter in listed["parameters"]}
+    assert names == {"limit", "after", "table", "X-Tenant"}
     made = paths["/duplicates/{table}/{id}/merge"]["post"]
     models = {
         status: re.findall(r"#/definitions/(\w+)", json.dumps(answer))
         for status, answer in made["responses"].items()
     }
-    refusals = ("400", "401", "403", "404", "409", "413", "415", "422", "429", "503")
+    refusals = ("400", "401", "403", "404", "409", "413", "414", "415", "422", "429", "503")
     assert models == {"200": ["Merge"], **{status: ["Problem"] for status in refusals}}
     (body,) = [one for one in made["parameters"] if one.get("in") == "body"]
     assert body["required"] is False
     undo = paths["/merges/{id}/undo"]["post"]
-    assert set(undo["responses"]) == {"200", "401", "403", "404", "409", "429", "503"}
+    refusals = ("401", "403", "404", "409", "414", "422", "429", "503")
+    assert set(undo["responses"]) == {"200", *refusals}
