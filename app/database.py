@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask, current_app
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, create_engine, event, make_url
 
+from app import replica
 from app.config import (
     Settings,
     current_settings,
@@ -45,6 +46,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     if server is not None:
         with app.app_context():
             _start_when_needed(db.engine, server)
+    if settings.read_url is not None:
+        _read_from_replica(app, settings, settings.read_url)
     Record.bind(
         engine=lambda: db.engine,
         session=db.session,
@@ -74,6 +77,16 @@ def engine_options(settings: Settings) -> dict[str, Any]:
             "keepalives_count": 3,
         },
     }
+
+
+def _read_from_replica(app: Flask, settings: Settings, url: URL) -> None:
+    options = engine_options(settings)
+    options["connect_args"]["connect_timeout"] = min(
+        settings.connect_timeout, replica.CONNECT_TIMEOUT
+    )
+    with app.app_context():
+        primary = db.engine
+    replica.init_app(app, replica.Replica(create_engine(url, **options), primary))
 
 
 def _start_when_needed(engine: Engine, server: EmbeddedServer) -> None:

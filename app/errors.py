@@ -47,6 +47,10 @@ class DatabaseAway(RollcallError):
     """The server cannot be reached, or takes no connections just now."""
 
 
+class ReplicaBehind(RollcallError):
+    """The replica has not yet got as far as a reader has to see."""
+
+
 class MalformedBody(RollcallError):
     """The body is not JSON as RFC 8259 has it."""
 

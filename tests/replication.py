@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import URL, NullPool, create_engine
+from sqlalchemy import NullPool, create_engine
 
 from migrations_bootstrap.embedded import find_binaries, runnable, server_account
 from tests.races import eventually
@@ -26,7 +27,6 @@ USUAL = {
     "wal_retrieve_retry_interval": "100ms",
 }
 FOLLOWS = "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = '{}'"
-RECEIVING = "SELECT count(*) = 1 FROM pg_stat_wal_receiver"
 
 
 class Node:
@@ -90,12 +90,11 @@ class Node:
         assert self.process is not None
         postmaster = psutil.Process(self.process.pid)
         # Its children are no group: each is the leader of one of its own.
-        everybody = [postmaster, *postmaster.children(recursive=True)]
+        everybody = {postmaster, *postmaster.children(recursive=True)}
         for process in everybody:
             process.kill()
         self.process.wait()
-        psutil.wait_procs(everybody, 10)
-        self.process = None
+        eventually(lambda: not everybody & living())
 
     def execute(self, sql: str, database: str = "postgres") -> Any:
         """Run a statement as superuser; return the first value of a query."""
@@ -108,6 +107,12 @@ class Node:
         """Change a setting, for good; an empty value is none."""
         self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         self.execute("SELECT pg_reload_conf()")
+
+
+def living() -> set[psutil.Process]:
+    """Return the processes that have not ended; whoever has to bury those that have may be slow."""
+    found = psutil.process_iter(["status"])
+    return {one for one in found if one.info["status"] != psutil.STATUS_ZOMBIE}
 
 
 @contextmanager
@@ -125,20 +130,7 @@ def pair(synchronous: bool = False) -> Iterator[tuple[Node, Node]]:
         eventually(lambda: primary.execute(FOLLOWS.format("sync" if synchronous else "async")))
         yield primary, standby
     finally:
-        for node in (standby, primary):
-            if node.process is not None:
-                node.kill()
+        for process in filter(None, (standby.process, primary.process)):
+            process.send_signal(signal.SIGQUIT)  # ends it at once, with all that belongs to it
+            process.wait()
         shutil.rmtree(folder)
-
-
-def url_of(*nodes: Node, database: str = "rollcall", **options: str) -> str:
-    """Return the URL of a database that any of the servers may have."""
-    hosts = tuple(f"127.0.0.1:{node.port}" for node in nodes)
-    url = URL.create("postgresql", "postgres", database=database, query={"host": hosts, **options})
-    return url.render_as_string(hide_password=False)
-
-
-def cut_off(standby: Node) -> None:
-    """Have the standby receive no more; what it has it keeps."""
-    standby.configure("primary_conninfo", "host=127.0.0.1 port=1")
-    eventually(lambda: not standby.execute(RECEIVING))

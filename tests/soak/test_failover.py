@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import URL
+
 from tests.ledger import Answer, stored, verify
 from tests.load import CONNECTIONS, under_load
 from tests.races import eventually
-from tests.replication import Node, cut_off, pair, url_of
+from tests.replication import Node, pair
 from tests.serving import Service, serving
+
+RECEIVING = "SELECT count(*) = 1 FROM pg_stat_wal_receiver"
 
 
 @dataclass
@@ -44,6 +48,19 @@ def fail_over(folder: Path, synchronous: bool) -> Failover:
         seen.answers = load.answers
         seen.wrongs = verify(seen.answers, stored(standby.url("rollcall")))
     return seen
+
+
+def url_of(*nodes: Node, database: str = "rollcall", **options: str) -> str:
+    """Return the URL of a database that any of the servers may have."""
+    hosts = tuple(f"127.0.0.1:{node.port}" for node in nodes)
+    url = URL.create("postgresql", "postgres", database=database, query={"host": hosts, **options})
+    return url.render_as_string(hide_password=False)
+
+
+def cut_off(standby: Node) -> None:
+    """Have the standby receive no more; what it has it keeps."""
+    standby.configure("primary_conninfo", "host=127.0.0.1 port=1")
+    eventually(lambda: not standby.execute(RECEIVING))
 
 
 def unready(service: Service) -> tuple[int, Any]:
