@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,12 @@ class Node:
         assert self.process is not None
         postmaster = psutil.Process(self.process.pid)
         # Its children are no group: each is the leader of one of its own.
-        everybody = {postmaster, *postmaster.children(recursive=True)}
+        everybody = [postmaster, *postmaster.children(recursive=True)]
         for process in everybody:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # without the postmaster they end by themselves
+                process.kill()
         self.process.wait()
-        eventually(lambda: not everybody & living())
+        eventually(lambda: not living().intersection(everybody))
 
     def execute(self, sql: str, database: str = "postgres") -> Any:
         """Run a statement as superuser; return the first value of a query."""
