@@ -218,6 +218,9 @@ class Settings:
         postgresql_url,
         "a direct URL for the bootstrap where `DATABASE_URL` leads through a pooler",
     )
+    read_url: URL | None = setting(
+        None, postgresql_url, "a streaming standby of the database, which answers reads"
+    )
     bind: str = setting(
         "127.0.0.1", address, "`host:port`, or a host to which `PORT` is added", "BIND"
     )
@@ -346,8 +349,10 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
             if values.get(variable) not in (None, "")
         }
     )
-    if settings.admin_url is not None and settings.database_url is None:
-        raise ConfigurationError("ROLLCALL_ADMIN_URL is set, but DATABASE_URL is not")
+    if settings.database_url is None:
+        for name in ("admin_url", "read_url"):
+            if getattr(settings, name) is not None:
+                raise ConfigurationError(f"{variable_of(name)} is set, but DATABASE_URL is not")
     return settings
 
 

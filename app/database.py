@@ -12,6 +12,7 @@ from typing import Any
 from flask import Flask, current_app, g
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 
+from app import replica
 from app.config import (
     Settings,
     current_settings,
@@ -53,6 +54,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     if server is not None:
         _start_when_needed(default, server)
         _start_when_needed(engines.registry, server)
+    if settings.read_url is not None:
+        _read_from_replica(app, settings, settings.read_url)
     bind_models()
 
 
@@ -84,6 +87,16 @@ def engine_options(settings: Settings, cap: ConnectionCap | None = None) -> dict
             "keepalives_count": 3,
         },
     }
+
+
+def _read_from_replica(app: Flask, settings: Settings, url: URL) -> None:
+    options = engine_options(settings)
+    options["connect_args"]["connect_timeout"] = min(
+        settings.connect_timeout, replica.CONNECT_TIMEOUT
+    )
+    with app.app_context():
+        primary = db.engine
+    replica.init_app(app, replica.Replica(create_engine(url, **options), primary))
 
 
 def _start_when_needed(engine: Engine, server: EmbeddedServer) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import ARRAY, BigInteger, ColumnElement, any_, delete, exists, l
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from app import transactions
+from app import replica, transactions
 from app.batch import Row, find_or_create_all, keep_writers_out
 from app.call import read_call, read_calls, with_key
 from app.config import request_policy
@@ -76,17 +76,38 @@ def read(query: Callable[[Session], Result]) -> Result:
     return transactions.retry(attempt, policy)
 
 
+def anything(found: Any) -> bool:
+    """Expect nothing of what was found."""
+    return True
+
+
+def look(
+    query: Callable[[Session], Result], suffices: Callable[[Result], bool] = anything
+) -> Result:
+    """Return what a query gives to somebody who reads: a replica may answer, if there is one.
+
+    What it gives has to suffice; otherwise it is read from the primary.
+    """
+    return replica.look(query, lambda: read(query), suffices)
+
+
 def find(model: type[AnyRecord], id: int) -> AnyRecord:
     """Return the canonical record with this id.
 
     Raises RecordNotFound, and RecordIsDuplicate, which names the row to look at instead.
     """
-    return _require_canonical(model, id, read(lambda session: _get(session, model, id)))
+    record = look(lambda session: _get(session, model, id), suffices=is_there)
+    return _require_canonical(model, id, record)
 
 
 def _get(session: Session, model: type[AnyRecord], id: int) -> AnyRecord | None:
     """Return the row with this id; none beyond bigint, which not every driver would send."""
     return session.get(model, id) if id <= LARGEST_ID else None
+
+
+def is_there(record: Record | None) -> bool:
+    """Tell whether a record was found: a replica may not have it yet."""
+    return record is not None
 
 
 def page(
@@ -101,7 +122,7 @@ def page(
     if include != "duplicates":
         query = query.where(model.duplicate_of_id.is_(None))
     query = query.where(*(_filter(model, name, value) for name, value in filters.items()))
-    records = read(lambda session: session.scalars(query).all())
+    records = look(lambda session: session.scalars(query).all())
     return records[:limit], len(records) > limit
 
 
@@ -245,11 +266,6 @@ def _known(session: Session, model: type[Record], ids: Collection[int]) -> set[i
         return set()
     wanted = literal(list(ids), ARRAY(BigInteger))
     return set(session.scalars(select(model.id).where(model.id == any_(wanted))))
-
-
-def anything(record: Record) -> bool:
-    """Expect nothing of a record."""
-    return True
 
 
 def update(

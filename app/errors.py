@@ -51,6 +51,10 @@ class SessionShared(RollcallError):
     """A session is one task's, and another has used it: give each a session of its own."""
 
 
+class ReplicaBehind(RollcallError):
+    """The replica has not yet got as far as a reader has to see."""
+
+
 class MalformedBody(RollcallError):
     """The body is not JSON as RFC 8259 has it."""
 

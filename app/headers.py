@@ -48,9 +48,17 @@ DOCUMENTATION = "api.doc"
 SCRIPT = re.compile(r"<script[^>]*>([^<]+)</script>")
 STYLE = re.compile(r"<style[^>]*>([^<]+)</style>|\sstyle=\"([^\"]+)\"")
 
-ALLOWED = ["Authorization", "If-None-Match", "X-Request-ID", "X-Tenant"]
+ALLOWED = ["Authorization", "If-None-Match", "X-Request-ID", "X-Rollcall-Written", "X-Tenant"]
 ALLOWED_TO_WRITE = ["Content-Type", "If-Match", "Idempotency-Key"]
-EXPOSED = ["Content-Location", "ETag", "Link", "Location", "Retry-After", "X-Request-ID"]
+EXPOSED = [
+    "Content-Location",
+    "ETag",
+    "Link",
+    "Location",
+    "Retry-After",
+    "X-Request-ID",
+    "X-Rollcall-Written",
+]
 
 
 def init_app(app: Flask, settings: Settings) -> None:

@@ -28,7 +28,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import get_or_create, transactions
+from app import get_or_create, replica, transactions
 from app.errors import ContentionError
 from app.models import NATURAL_KEYS
 from app.pool import pool_state
@@ -63,6 +63,12 @@ RETRIES = Counter(
     "rollcall_retries_total",
     "Transactions run again, by the SQLSTATE of what they failed with.",
     ["sqlstate"],
+    registry=OUR_OWN,
+)
+REPLICA_READS = Counter(
+    "rollcall_replica_reads_total",
+    "Reads that the replica was asked for: answered, or left to the primary, and why.",
+    ["outcome"],
     registry=OUR_OWN,
 )
 CONNECTIONS = Gauge(
@@ -117,6 +123,7 @@ def init_app() -> None:
         _retries[(state,)].inc(0)
     transactions.on_retry.add(count_retry)
     get_or_create.on_outcome.add(count_outcome)
+    replica.on_read.add(count_replica_read)
 
 
 class _Children(dict[Any, Any]):
@@ -159,6 +166,11 @@ def label_of(method: str | None) -> str:
 def count_retry(sqlstate: str | None) -> None:
     """Count a retry; without a SQLSTATE it was for a connection."""
     _retries[(sqlstate or "none",)].inc()
+
+
+def count_replica_read(outcome: str) -> None:
+    """Count a read that the replica was asked for."""
+    REPLICA_READS.labels(outcome).inc()
 
 
 def count_outcome(table: str, outcome: str, records: int) -> None:

@@ -188,19 +188,27 @@ TURNED_AWAY = {
 def _why_refused(engine: Engine) -> str:
     """Tell a role that may not log in from a database that is not there, by trying another."""
     timeout = int(PROBE.deadline)
+    url = engine.url.difference_update_query([WANTED])
     for name in MAINTENANCE:
         try:
-            with connected(make_engine(engine.url.set(database=name), timeout)) as connection:
+            with connected(make_engine(url.set(database=name), timeout)) as connection:
                 there = connection.scalar(DATABASE_IS_THERE, {"name": engine.url.database})
         except BootstrapError:
             continue
-        return NOT_FOR_THE_ROLE if there else "The database does not exist; run flask init-db."
+        if not there:
+            return "The database does not exist; run flask init-db."
+        return NONE_OF_THE_KIND if WANTED in engine.url.query else NOT_FOR_THE_ROLE
     return (
         "The database server refuses the role: check its name, its password, pg_hba.conf,"
         " and that a connection is left for it. The log has the server's words."
     )
 
 
+WANTED = "target_session_attrs"
+NONE_OF_THE_KIND = (
+    "No database server is of the kind that target_session_attrs asks for, read-write as a rule:"
+    " the primary is away, or a standby has yet to be promoted."
+)
 DATABASE_IS_THERE = text("SELECT EXISTS (SELECT FROM pg_database WHERE datname = :name)")
 NOT_FOR_THE_ROLE = (
     "The database does not take the role's connection: check its right to connect,"

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.config import current_settings, request_policy
 from app.db import db
-from app.directory import read
+from app.directory import look
 from app.duplicates import journal
 from app.duplicates.groups import Group, Page, find_groups
 from app.duplicates.merge import merge_group
@@ -33,7 +33,7 @@ def _on_tables(query: Callable[[Session, Tables], Result]) -> Result:
         references = current_settings().soft_references
         return query(session, read_tables(session.connection(), RECORDS[0], references))
 
-    return read(work)
+    return look(work)
 
 
 def groups(

@@ -48,11 +48,13 @@ LOCK_NOT_AVAILABLE = "55P03"
 UNIQUE_VIOLATION = "23505"
 FOREIGN_KEY_VIOLATION = "23503"
 READ_ONLY_TRANSACTION = "25006"
+FEATURE_NOT_SUPPORTED = "0A000"  # SERIALIZABLE on a standby; of a prepared statement: see _send
 CANNOT_CONNECT_NOW = "57P03"
 TOO_MANY_CONNECTIONS = "53300"
 INSUFFICIENT_PRIVILEGE = "42501"
 
 ENDS_CONNECTION = frozenset({"57P01", "57P02"})  # admin shutdown, crash shutdown
+TAKES_NO_WRITES = frozenset({READ_ONLY_TRANSACTION, FEATURE_NOT_SUPPORTED})
 LOST_THE_RACE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
 
 
@@ -310,7 +312,7 @@ def _leaving_read_only_servers(
     try:
         yield
     except DBAPIError as error:
-        if sqlstate(error) != READ_ONLY_TRANSACTION:
+        if sqlstate(error) not in TAKES_NO_WRITES:
             raise
         engine.pool._invalidate(connection, error)
         if attempt == 1:
@@ -362,7 +364,6 @@ def begin(connection: Connection, sql: str) -> None:
 
 INVALID_STATEMENT_NAME = "26000"
 DUPLICATE_PREPARED_STATEMENT = "42P05"
-FEATURE_NOT_SUPPORTED = "0A000"  # of a prepared statement: a column has another type by now
 NOT_PREPARED_SO = (INVALID_STATEMENT_NAME, DUPLICATE_PREPARED_STATEMENT, FEATURE_NOT_SUPPORTED)
 Prepared = dict[str, bool]  # by name: whether a connection has it, and it can be executed
 MOST_PREPARED = 50  # on a connection; each takes the server some 50 kB
@@ -376,8 +377,9 @@ def _send(
 ) -> list[tuple[Any, ...]]:
     """Send a statement, prepared once a connection: planning it costs more than running it.
 
-    Where the server says that the name is not, or no longer, what we think, as behind a pooler, it
-    has done nothing, and the statement is sent in full.
+    Where the server says that the name is not, or no longer, what we think, as behind a pooler, or
+    that a column has another type by now (0A000), it has done nothing, and the statement is sent in
+    full.
     """
     own: Any = connection.dbapi_connection
     prepared = _prepared_on(connection)

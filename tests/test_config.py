@@ -151,10 +151,11 @@ def test_origins_are_separated_by_commas() -> None:
     )
 
 
-def test_an_admin_url_needs_a_database_url() -> None:
+@pytest.mark.parametrize("variable", ["ROLLCALL_ADMIN_URL", "ROLLCALL_READ_URL"])
+def test_a_second_url_needs_a_database_url(variable: str) -> None:
     """The bootstrap would prepare one database and the service use another."""
-    with pytest.raises(ConfigurationError, match="DATABASE_URL is not"):
-        load_settings({"ROLLCALL_ADMIN_URL": "postgresql://u@h/d"})
+    with pytest.raises(ConfigurationError, match=f"{variable} is set, but DATABASE_URL is not"):
+        load_settings({variable: "postgresql://u@h/d"})
 
 
 def test_an_unknown_variable_is_only_a_warning(

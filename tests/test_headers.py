@@ -163,6 +163,7 @@ def test_origins_that_are_set_may_call(make_app: Callable[..., Flask], database_
             "Location",
             "Retry-After",
             "X-Request-ID",
+            "X-Rollcall-Written",
         }
     for stranger in (f"{PAGE}.evil.example", "http://portal.example.com", "null"):
         assert "Access-Control-Allow-Origin" not in preflight(client, stranger, "GET")

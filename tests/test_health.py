@@ -176,6 +176,15 @@ def test_a_database_that_is_not_there_is_told_from_one_that_is_closed(
     assert missing["database"] == closed["database"] == "away"
 
 
+def test_a_server_of_the_wrong_kind_is_told_so(
+    make_app: Callable[..., Flask], database_url: str
+) -> None:
+    """It answers, and it is not what the URL asks for: after a failover, not yet read-write."""
+    found = readyz(make_app(f"{database_url}&target_session_attrs=standby"))
+    assert found["database"] == "away"
+    assert "target_session_attrs" in found["detail"]
+
+
 def test_a_role_that_is_refused_is_told_so_without_its_password(
     make_app: Callable[..., Flask], guarded_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
