@@ -50,7 +50,7 @@ def test_the_pool_is_that_of_the_flask_side(guarded_url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "dsn"),
     [
-        ("postgresql://u:p%40@h:1/d", "postgresql://u:p%40@h:1/d"),
+        ("postgresql://u:password@h:1/d", "postgresql://u:password@h:1/d"),
         (
             "postgresql://u@/d?host=h1:1&host=h2:2&target_session_attrs=read-write",
             "postgresql://u@/d?host=h1%3A1%2Ch2%3A2&target_session_attrs=read-write",
