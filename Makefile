@@ -52,7 +52,7 @@ run-async: .venv/async ## Serve departments and employees under FastAPI and uvic
 test: .venv/test ## Run the whole suite against a real PostgreSQL.
 	$(BIN)/python -m pytest $(PARALLEL)
 
-soak: .venv/test ## Prove for minutes what the suite proves for seconds; needs pgbouncer, and root.
+soak: .venv/test ## Prove for minutes what the suite proves for seconds; needs pgbouncer, nginx, and root.
 	$(BIN)/python -m pytest tests/soak --timeout=900
 
 bench: .venv/bench ## Measure Rollcall beside its peers; needs wrk. QUICK=1: two minutes, only prints.

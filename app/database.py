@@ -81,10 +81,12 @@ def engine_options(settings: Settings, cap: ConnectionCap | None = None) -> dict
         "connect_args": {
             "connect_timeout": settings.connect_timeout,
             "application_name": APPLICATION_NAME,
-            # A host that vanished is noticed in a minute rather than in two hours.
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
+            # A host that vanished is noticed in seconds: by probes while we wait for it (two hours
+            # otherwise), which are not sent while it has yet to confirm a statement (15 minutes).
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
             "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
         },
     }
 
