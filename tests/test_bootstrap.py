@@ -60,6 +60,7 @@ def test_an_empty_cluster_is_brought_up_and_the_second_run_changes_nothing(
         "created table employee",
         "created the journal of merges",
         "created the table of tokens",
+        "created the registry of tenants",
     )
     assert [table.guard for table in first.tables] == [True, True]
     second = bootstrap(empty_database, KEYS, adopt=True, count=True)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, Table, create_engine, inspect, text
 
-from app import tokens
+from app import tenants, tokens
 from app.duplicates import journal
 from app.duplicates.tables import read_tables
 from app.models import Department
@@ -128,6 +128,7 @@ def test_an_empty_database_gets_its_tables(engine: Engine) -> None:
         "created table employee",
         "created the journal of merges",
         "created the table of tokens",
+        "created the registry of tenants",
     )
     with engine.connect() as connection:
         inspector = inspect(connection)
@@ -213,6 +214,7 @@ def test_the_adoption_of_bare_tables_says_what_it_did(engine: Engine) -> None:
         "added foreign key employee.duplicate_of_id",
         "created the journal of merges",
         "created the table of tokens",
+        "created the registry of tenants",
     )
 
 
@@ -394,6 +396,7 @@ def test_tables_are_found_on_the_search_path(engine: Engine) -> None:
         assert set(inspector.get_table_names("Old %s")) == {
             "department",
             *JOURNAL,
+            "rollcall_tenant",
             "rollcall_token",
         }
     insert_works(engine)
@@ -559,7 +562,7 @@ def test_an_older_revision_of_ours_is_upgraded_without_adopt(
     upgrade(engine.url)
     monkeypatch.setattr(schema, "head", lambda: "a later one")
     done = upgrade(engine.url)
-    assert (done.before, done.after, done.adopted) == ("0003", "a later one", ())
+    assert (done.before, done.after, done.adopted) == ("0004", "a later one", ())
 
 
 JOURNAL = ("rollcall_change", "rollcall_merge")
@@ -569,7 +572,7 @@ def go_back_to_the_first_revision(engine: Engine) -> None:
     """Make the database what it was before there was a journal, and whatever came later."""
     run(
         engine,
-        "DROP TABLE rollcall_change, rollcall_merge, rollcall_token",
+        "DROP TABLE rollcall_change, rollcall_merge, rollcall_token, rollcall_tenant",
         "UPDATE rollcall_version SET version_num = '0001'",
     )
 
@@ -583,8 +586,12 @@ def test_the_journal_comes_to_a_database_with_data(engine: Engine) -> None:
     assert not is_current(engine.url)
     before = {table: rows(engine, table) for table in ("department", "employee")}
     done = upgrade(engine.url)
-    assert (done.before, done.after, done.adopted) == ("0001", "0003", ())
-    assert done.changes == ("created the journal of merges", "created the table of tokens")
+    assert (done.before, done.after, done.adopted) == ("0001", "0004", ())
+    assert done.changes == (
+        "created the journal of merges",
+        "created the table of tokens",
+        "created the registry of tenants",
+    )
     assert {table: rows(engine, table) for table in before} == before
     assert shape(engine) == with_journal
     assert is_current(engine.url)
@@ -597,11 +604,11 @@ def test_a_journal_that_is_there_is_kept(engine: Engine) -> None:
         engine,
         "INSERT INTO rollcall_merge (action, table_name, duplicates)"
         " VALUES ('merge', 'employee', '[2]')",
-        "DROP TABLE rollcall_token",
+        "DROP TABLE rollcall_token, rollcall_tenant",
         "UPDATE rollcall_version SET version_num = '0001'",
     )
     before = rows(engine, "rollcall_merge")
-    assert upgrade(engine.url).after == "0003"
+    assert upgrade(engine.url).after == "0004"
     assert rows(engine, "rollcall_merge") == before
 
 
@@ -747,13 +754,27 @@ def test_an_outage_is_told_as_clearly_as_at_the_start() -> None:
         upgrade("postgresql://somebody@/some?host=/nowhere")
 
 
-def test_the_table_of_tokens_is_what_the_service_takes_it_for(engine: Engine) -> None:
-    """Column by column; a scope that there is not cannot be stored, nor a name or a hash twice."""
+@pytest.mark.parametrize(
+    ("module", "table", "others"),
+    [
+        (
+            tokens,
+            tokens.token,
+            {"ck_rollcall_token_scope", "fk_rollcall_token_tenant_rollcall_tenant"},
+        ),
+        (tenants, tenants.tenant, {"ck_rollcall_tenant_state"}),
+    ],
+)
+def test_a_table_of_ours_is_what_the_service_takes_it_for(
+    engine: Engine, module: Any, table: Table, others: set[str]
+) -> None:
+    """Column by column; no unknown scope or state can be stored, nor a name twice."""
     upgrade(engine.url)
     with engine.connect() as connection:
-        found = inspect(connection).get_columns("rollcall_token")
+        found = inspect(connection).get_columns(table.name)
         constraints = connection.execute(
-            text("SELECT conname FROM pg_constraint WHERE conrelid = 'rollcall_token'::regclass")
+            text("SELECT conname FROM pg_constraint WHERE conrelid = to_regclass(:name)"),
+            {"name": table.name},
         )
         named = {name for (name,) in constraints if "not_null" not in name}
     assert [
@@ -761,6 +782,6 @@ def test_the_table_of_tokens_is_what_the_service_takes_it_for(engine: Engine) ->
         for column in found
     ] == [
         (column.name, column.type.compile(engine.dialect), column.nullable)
-        for column in tokens.token.columns
+        for column in table.columns
     ]
-    assert named == tokens.RACE_INDEXES | {"pk_rollcall_token", "ck_rollcall_token_scope"}
+    assert named == module.RACE_INDEXES | {f"pk_{table.name}"} | others
