@@ -21,6 +21,7 @@ from app.async_database import (
 from app.config import Settings, load_settings, postgresql_url
 from app.errors import SessionShared
 from app.models import NATURAL_KEYS, Department
+from app.pool import pool_state
 from migrations_bootstrap import BootstrapError, bootstrap
 from migrations_bootstrap.lock import LOCK_KEY
 from tests.races import eventually
@@ -45,6 +46,27 @@ def test_the_pool_is_that_of_the_flask_side(guarded_url: str) -> None:
     assert isinstance(pool, AsyncAdaptedQueuePool)
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, 4, 2, 60)
     assert engine.hide_parameters
+
+
+def test_who_waits_for_a_connection_is_counted(database_url: str) -> None:
+    """Beside those of the pools that block."""
+
+    async def work() -> None:
+        settings = settings_of(database_url, ROLLCALL_POOL_SIZE=1, ROLLCALL_MAX_OVERFLOW=0)
+        engine = make_async_engine(make_url(database_url), settings)
+        before = pool_state()
+        async with engine.connect():
+            second = asyncio.create_task(engine.connect().start())
+            while pool_state().waiting == before.waiting:
+                await asyncio.sleep(0)
+            assert pool_state().in_use == before.in_use + 1
+        await (await second).close()
+        after = pool_state()
+        assert (after.waiting, after.in_use) == (before.waiting, before.in_use)
+        assert after.idle == before.idle + 1
+        await engine.dispose()
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(

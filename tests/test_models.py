@@ -15,7 +15,13 @@ from app.natural_key import normalise
 from migrations_bootstrap import guard_name, normalised, token_name
 from migrations_bootstrap.schema import VERSION_TABLE
 
-OF_OUR_OWN = {VERSION_TABLE, "rollcall_merge", "rollcall_change", "rollcall_token"}
+OF_OUR_OWN = {
+    VERSION_TABLE,
+    "rollcall_merge",
+    "rollcall_change",
+    "rollcall_tenant",
+    "rollcall_token",
+}
 
 
 def is_ours(thing: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:

@@ -102,6 +102,15 @@ def test_the_name_of_the_token_is_in_the_line(
     assert "Zebra" not in stream.getvalue()
 
 
+def test_lines_bear_the_tenant_of_their_request(stream: io.StringIO) -> None:
+    """From when it is known."""
+    with Exchange() as known:
+        logging.getLogger("x").warning("not yet")
+        known.tenant = "acme"
+        logging.getLogger("x").warning("now")
+    assert [line.get("tenant") for line in lines_of(stream.getvalue())] == [None, "acme"]
+
+
 def test_retries_are_in_the_line_and_their_lines_bear_the_request(
     client: FlaskClient, administrator: Engine, stream: io.StringIO
 ) -> None:

@@ -762,7 +762,7 @@ def test_an_outage_is_told_as_clearly_as_at_the_start() -> None:
             tokens.token,
             {"ck_rollcall_token_scope", "fk_rollcall_token_tenant_rollcall_tenant"},
         ),
-        (tenants, tenants.tenant, {"ck_rollcall_tenant_state"}),
+        (tenants, tenants.tenant, {"ck_rollcall_tenant_state", "uq_rollcall_tenant_database"}),
     ],
 )
 def test_a_table_of_ours_is_what_the_service_takes_it_for(
