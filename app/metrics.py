@@ -121,6 +121,8 @@ def init_app() -> None:
             _outcomes[table, outcome].inc(0)
     for state in transactions.LOST_THE_RACE:
         _retries[(state,)].inc(0)
+    for outcome in replica.OUTCOMES:
+        count_replica_read(outcome, 0)
     transactions.on_retry.add(count_retry)
     get_or_create.on_outcome.add(count_outcome)
     replica.on_read.add(count_replica_read)
@@ -139,6 +141,7 @@ class _Children(dict[Any, Any]):
 
 _requests, _seconds = _Children(REQUESTS), _Children(SECONDS)
 _outcomes, _retries = _Children(OUTCOMES), _Children(RETRIES)
+_replica_reads = _Children(REPLICA_READS)
 
 
 # What was counted, and is not in the metrics yet: several writes to a file for each count, which
@@ -168,9 +171,9 @@ def count_retry(sqlstate: str | None) -> None:
     _retries[(sqlstate or "none",)].inc()
 
 
-def count_replica_read(outcome: str) -> None:
-    """Count a read that the replica was asked for."""
-    REPLICA_READS.labels(outcome).inc()
+def count_replica_read(outcome: str, reads: int = 1) -> None:
+    """Count reads that the replica was asked for."""
+    _replica_reads[(outcome,)].inc(reads)
 
 
 def count_outcome(table: str, outcome: str, records: int) -> None:

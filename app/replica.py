@@ -31,7 +31,9 @@ from app.transactions import RetryPolicy, StatementText
 logger = logging.getLogger(__name__)
 
 on_read: set[Callable[[str], object]] = set()
-"""Called for each read of the replica: with "answered", "behind", "unknown" or "failed"."""
+"""Called for each read of the replica, with one of the outcomes below."""
+
+OUTCOMES = ("answered", "behind", "unknown", "failed")
 
 Result = TypeVar("Result")
 
