@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -417,6 +418,19 @@ def own(fresh_database: str) -> Iterator[Engine]:
     yield engine
     session.remove()
     engine.dispose()
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Have the root logger, and warnings, as they were."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = switches
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
@@ -151,22 +150,18 @@ def test_where_uvicorn_is_going_to_listen_is_known() -> None:
     ],
 )
 def test_what_must_not_start_says_why_in_one_line(
-    settings: dict[str, str], host: str, said: str
+    settings: dict[str, str], host: str, said: str, logging_restored: None
 ) -> None:
     """To the server, which ends."""
     url = "postgresql://u@127.0.0.1:1/d"
     app = Outside(create_app({"DATABASE_URL": url, "ROLLCALL_CONNECT_TIMEOUT": 1, **settings}))
     sent: list[Any] = []
-    handlers = logging.getLogger().handlers[:]
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    try:
-        uvicorn = Uvicorn(host=host, port=80)
-        asyncio.run(app({"type": "lifespan"}, uvicorn.receive, send))
-    finally:
-        logging.getLogger().handlers[:] = handlers
+    uvicorn = Uvicorn(host=host, port=80)
+    asyncio.run(app({"type": "lifespan"}, uvicorn.receive, send))
     (failed,) = sent
     assert failed["type"] == "lifespan.startup.failed"
     assert failed["message"].startswith("rollcall: ")
@@ -181,6 +176,7 @@ def test_the_database_is_brought_up_before_the_first_request(
     embedded: bool,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    logging_restored: None,
 ) -> None:
     """With the token of the file; errors go where they are to, and the log is set up."""
     reported: list[str] = []
@@ -197,7 +193,6 @@ def test_the_database_is_brought_up_before_the_first_request(
         monkeypatch.setattr("app.asgi.EmbeddedServer", lambda folder: server)
     inner = create_app(settings)
     app = Outside(inner)
-    handlers = logging.getLogger().handlers[:]
 
     async def live() -> tuple[list[Any], int]:
         told: list[Any] = []
@@ -217,10 +212,7 @@ def test_the_database_is_brought_up_before_the_first_request(
         await life
         return told, status
 
-    try:
-        told, status = asyncio.run(live())
-    finally:
-        logging.getLogger().handlers[:] = handlers
+    told, status = asyncio.run(live())
     assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert status == 200
     assert reported == ["https://key@sentry.example/1"]

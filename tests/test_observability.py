@@ -30,19 +30,6 @@ FRESH = re.compile("[0-9a-f]{32}")
 
 
 @pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """Have the root logger, and warnings, as they were."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = switches
-
-
-@pytest.fixture
 def stream(logging_restored: None) -> io.StringIO:
     """A stream that is no terminal, and what the service's log goes to, at DEBUG."""
     stream = io.StringIO()
