@@ -43,6 +43,7 @@ def fail_over(folder: Path, synchronous: bool) -> Failover:
                 with load.hit():
                     primary.kill()
                     seen.probe = unready(service)
+                    eventually(lambda: load.has(503, 1))
                     promote(standby)
             seen.ill, seen.around = load.ill, load.answers_around_the_fault()
         seen.answers = load.answers
