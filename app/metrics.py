@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -222,8 +224,22 @@ def _registry() -> CollectorRegistry:
     if FOLDER not in os.environ:
         return OUR_OWN
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    OfAllProcesses(registry)  # type: ignore[no-untyped-call]
     return registry
+
+
+class OfAllProcesses(MultiProcessCollector):
+    """The library's, which takes a file that is just being made, and still empty, for a fault."""
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            return super().collect()  # type: ignore[no-untyped-call, no-any-return]
+        except struct.error:
+            time.sleep(A_MOMENT)
+            return super().collect()  # type: ignore[no-untyped-call, no-any-return]
+
+
+A_MOMENT = 0.01  # seconds
 
 
 class _Tables:
