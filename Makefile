@@ -5,7 +5,7 @@ BIN := .venv/bin
 PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 # Where tests have their servers and files: in memory, if there are 8 GiB. To clone a database takes
 # a fifth of the time there.
-ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8388608 {print "/dev/shm"}')
+ROOM = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8388608 {print "/dev/shm"}')
 # Where something looks like a secret and is none: what examples and tests have for a password, and
 # the key of a benchmark that signs nothing.
 NO_SECRETS := ^(password|secret|sec|nothing is signed here|Zebra|Hippo)$$

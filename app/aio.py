@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -45,7 +45,9 @@ from app.transactions import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+    Given = AsyncSession | async_sessionmaker[Any] | None
 
 Result = TypeVar("Result")
 Model = TypeVar("Model", bound="AsyncGetOrCreate")
@@ -120,7 +122,7 @@ class AsyncGetOrCreate(GetOrCreateMixin):
     @classmethod
     async def aget_or_create(
         cls: type[Model],
-        session: AsyncSession | None = None,
+        session: Given = None,
         /,
         defaults: Mapping[str, Any] | None = None,
         **key: Any,
@@ -128,20 +130,31 @@ class AsyncGetOrCreate(GetOrCreateMixin):
         """Do what :meth:`get_or_create` does, awaiting.
 
         The instance lives in the session that is given; without one it is detached: its columns are
-        loaded, and its relationships cannot be. A connection of its own is taken from the pool.
+        loaded, and its relationships cannot be. So it is where an ``async_sessionmaker`` is given,
+        whose engine goes before the one that was bound. A connection is taken from the pool.
         """
-        binding = cls.__async_binding__
+        binding, own = _where(cls, session)
         row, created = await perform(lambda: find_or_create_by(binding, cls, defaults, **key))
-        return _instance(session, cls, row), created
+        return _instance(own, cls, row), created
 
     @classmethod
     async def aget_or_create_many(
-        cls: type[Model], session: AsyncSession | None, items: Iterable[Mapping[str, Any]], /
+        cls: type[Model], session: Given, items: Iterable[Mapping[str, Any]], /
     ) -> list[tuple[Model, bool]]:
         """Do what :meth:`get_or_create_many` does, awaiting; the session as in the other method."""
-        binding = cls.__async_binding__
+        binding, own = _where(cls, session)
         found = await perform(lambda: find_or_create_many(binding, cls, items))
-        return [(_instance(session, cls, row), created) for row, created in found]
+        return [(_instance(own, cls, row), created) for row, created in found]
+
+
+def _where(model: type[AsyncGetOrCreate], given: Given) -> tuple[Binding, AsyncSession | None]:
+    """Return where to work, and the session for what is found; one is not made for that alone."""
+    options: Mapping[str, Any] | None = getattr(given, "kw", None)  # a sessionmaker has them
+    if options is None:
+        return model.__async_binding__, cast("AsyncSession | None", given)
+    known = getattr(model, "__async_binding__", None)
+    policy = RetryPolicy() if known is None else known.policy
+    return Binding(options["bind"].sync_engine, None, policy), None
 
 
 def _instance(session: AsyncSession | None, model: type[Model], row: Mapping[str, Any]) -> Model:

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, String, create_engine, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from app.aio import AsyncGetOrCreate, aexecute, aretry, arun
@@ -135,6 +140,25 @@ def test_an_instance_without_a_session_is_detached(url: str) -> None:
         assert (created, found, stray.id) == (True, False, again.id)
         async with AsyncSession(engine) as session:
             assert (await session.merge(stray)).name == "Tom"
+
+    run(url, work)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_factory_of_sessions_says_where_to_work(
+    url: str, monkeypatch: pytest.MonkeyPatch, bound: bool
+) -> None:
+    """Before what was bound, and where nothing was."""
+
+    async def work(engine: AsyncEngine) -> None:
+        if bound:
+            Pet.abind(asynchronous("postgresql://u@127.0.0.1:1/nowhere"))
+        else:
+            monkeypatch.delattr(Pet, "__async_binding__")
+        sessions = async_sessionmaker(engine)
+        tom, created = await Pet.aget_or_create(sessions, owner="A", name="Tom")
+        ((again, new),) = await Pet.aget_or_create_many(sessions, [{"owner": "A", "name": "Tom"}])
+        assert (created, new, tom.id) == (True, False, again.id)
 
     run(url, work)
 
