@@ -105,11 +105,11 @@ def unmeasured_children() -> None:
 
 
 @contextmanager
-def private_server() -> Iterator[EmbeddedServer]:
+def private_server(**settings: str) -> Iterator[EmbeddedServer]:
     """Run a server; fsync is off, which keeps every commit through kill -9 of its processes."""
     folder = Path(tempfile.mkdtemp(prefix="rollcall-tests-"))
     folder.chmod(0o755)  # as root the server runs as another user, who has to get in
-    server = EmbeddedServer(folder, settings={"fsync": "off"})
+    server = EmbeddedServer(folder, settings={"fsync": "off", **settings})
     server.attach()
     yield server
     server.release()

@@ -6,7 +6,9 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from sqlalchemy import make_url
 from app.models import NATURAL_KEYS
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
+from tests.conftest import private_server
 from tests.isolation import ACTIONS, Client, Directory, Send, Step
 from tests.races import started
 from tests.serving import Service, serving
@@ -22,6 +25,7 @@ from tests.tenancy import PATTERN, database_of
 
 TENANTS = 40
 CLIENTS = 12
+MANY = 1000
 SECONDS = 45.0
 PASSING = "soak-passing"
 
@@ -83,6 +87,35 @@ def test_no_record_shows_in_another_tenant(service: Service, server: EmbeddedSer
     assert sum(steps) > 1000
     assert rows > 1000
     assert lives > 5
+
+
+def test_a_thousand_tenants_share_a_hundred_connections(tmp_path: Path) -> None:
+    """Of the server; each tenant is called on again when its connections have long been closed."""
+    names = [f"many-{number}" for number in range(MANY)]
+    with private_server(max_connections="100") as server:
+        url = server.url("many")
+        bootstrap(url, NATURAL_KEYS)
+        settings = {"DATABASE_URL": url, "ROLLCALL_TENANT_DATABASE": PATTERN}
+        with (
+            serving(tmp_path, ROLLCALL_MAX_CONNECTIONS="40", LOG_LEVEL="ERROR", **settings) as many,
+            ThreadPoolExecutor(CLIENTS) as clients,
+        ):
+            send = sender(many)
+
+            def create(name: str) -> int:
+                return send("POST", "/api/v1/tenants", None, {"name": name})[0]
+
+            def enter(name: str) -> int:
+                return send("POST", "/api/v1/departments", name, {"name": name})[0]
+
+            def look(name: str) -> list[str]:
+                items = send("GET", "/api/v1/departments", name, None)[1]["items"]
+                return [item["name"] for item in items]
+
+            assert set(clients.map(create, names)) == {201}
+            assert set(clients.map(enter, names)) == {201}
+            assert set(clients.map(enter, reversed(names))) == {200}
+            assert list(clients.map(look, names)) == [[name] for name in names]
 
 
 def come_and_go(send: Send, end: float) -> int:
