@@ -70,11 +70,21 @@ def client() -> str:
 
 
 def address() -> str:
-    """Return the client's address, or the /64 of it that one client is usually given."""
-    known = request.remote_addr or "local"
-    if ":" not in known:
-        return known
-    return str(ipaddress.ip_network((known.partition("%")[0], 64), strict=False))
+    """Return what the client is counted by."""
+    return network_of(request.remote_addr or "local")
+
+
+def network_of(address: str) -> str:
+    """Return an address, or the /64 of it that one client is usually given.
+
+    What a proxy has written may be no address: it is taken as it stands.
+    """
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address
 
 
 def _remember_wait(limit: RequestLimit) -> None:

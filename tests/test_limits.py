@@ -84,6 +84,12 @@ def test_a_network_of_ipv6_is_one_address(
     assert calls(client, 4, **come_from("")) == [200, 200, 200, 429]
 
 
+@pytest.mark.parametrize("written", ["local", "192.0.2.1", "192.0.2.1:80", "a:b", "[::1]:80"])
+def test_what_is_no_address_counts_as_it_stands(written: str) -> None:
+    """A proxy may write a port behind it, or whatever it likes."""
+    assert limits.network_of(written) == written
+
+
 def tokens_of(app: Flask, *names: str) -> list[str]:
     """Issue a token to each; return the headers' values that show them."""
     with app.app_context():

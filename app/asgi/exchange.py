@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Iterator, Mapping, MutableMapping
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.types import Receive
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, RequestTimeout
 from werkzeug.http import parse_options_header
 
+from app.limits import network_of
 from app.tokens import Token
 from app.web.answers import Answer
 
@@ -108,7 +108,7 @@ class AsgiRequest:
 
 
 def address(scope: Scope, headers: Headers, proxies: int) -> str:
-    """Return the client's address, or the /64 of it that one client is usually given.
+    """Return what the client is counted by: its address, or the network of that.
 
     ``proxies`` is how many in front of us are believed, each of which has added who it heard from.
     """
@@ -116,9 +116,4 @@ def address(scope: Scope, headers: Headers, proxies: int) -> str:
     forwarded = headers.get("X-Forwarded-For", "").split(",")
     if proxies and len(forwarded) >= proxies and forwarded[-proxies].strip():
         known = forwarded[-proxies].strip()
-    if ":" not in known:
-        return str(known)
-    try:
-        return str(ipaddress.ip_network((known.partition("%")[0], 64), strict=False))
-    except ValueError:
-        return str(known)
+    return network_of(str(known))
