@@ -20,11 +20,8 @@ from app.transactions import (
     LOCK_NOT_AVAILABLE,
     TOO_MANY_CONNECTIONS,
     RetryPolicy,
-    begin,
-    connect,
     driver,
-    limits,
-    retry,
+    read,
     sqlstate,
 )
 from migrations_bootstrap import BootstrapError, guard_name, is_ahead, is_current
@@ -78,13 +75,7 @@ def look_at_tables() -> dict[str, TableState]:
 
 def _probe(look: Callable[[Connection], Result]) -> Result:
     """Return what a short look gives. Raises ContentionError and SQLAlchemy's errors."""
-
-    def attempt(number: int) -> Result:
-        with connect(default_engine()) as connection:
-            begin(connection, limits(PROBE))
-            return look(connection)
-
-    return retry(attempt, PROBE)
+    return read(default_engine(), look, PROBE)
 
 
 def _look(connection: Connection) -> Readiness:

@@ -144,15 +144,12 @@ READY_DATABASE = select(tenant.c.database).where(
 def _rows(
     engine: Engine, query: Select[Any], parameters: Mapping[str, Any] | None = None
 ) -> Sequence[Row[Any]]:
-    policy = request_policy()
-
-    def attempt(number: int) -> Sequence[Row[Any]]:
-        with transactions.connect(engine) as connection:
-            connection.exec_driver_sql(transactions.limits(policy))
-            return connection.execute(query, parameters).all()
-
     with table_required(tenant):
-        return transactions.retry(attempt, policy)
+        return transactions.read(
+            engine,
+            lambda connection: connection.execute(query, parameters).all(),
+            request_policy(),
+        )
 
 
 def register(engine: Engine, name: str, database: str, oid: int, owner: str | None) -> None:

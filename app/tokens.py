@@ -225,15 +225,13 @@ def find(sha: bytes) -> Found | None:
     Raises what a read raises: ContentionError where the database is away. Which bytes of a hash
     differ tells nobody anything about a token; they are compared in constant time all the same.
     """
-    policy, either = request_policy(), {"sha256": sha, "of_one_tenant": for_one_tenant(sha)}
-
-    def attempt(number: int) -> Row[Any] | None:
-        with transactions.connect(default_engine()) as connection:
-            transactions.begin(connection, transactions.limits(policy))
-            return connection.execute(FIND, either).one_or_none()
-
+    either = {"sha256": sha, "of_one_tenant": for_one_tenant(sha)}
     with table_required(token, INSUFFICIENT_PRIVILEGE):
-        row = transactions.retry(attempt, policy)
+        row = transactions.read(
+            default_engine(),
+            lambda connection: connection.execute(FIND, either).one_or_none(),
+            request_policy(),
+        )
     if row is None:
         return None
     remaining = math.inf if row.remaining is None else float(row.remaining)

@@ -231,6 +231,20 @@ def run(
     return retry(attempt, policy, race_indexes)
 
 
+def read(engine: Engine, query: Callable[[Connection], Result], policy: RetryPolicy) -> Result:
+    """Return what a query gives on a connection of its own, at the usual isolation level.
+
+    Raises what it raises, and see :func:`retry`.
+    """
+
+    def attempt(number: int) -> Result:
+        with connect(engine) as connection:
+            begin(connection, limits(policy))
+            return query(connection)
+
+    return retry(attempt, policy)
+
+
 class StatementText:
     """A statement as the driver takes it, and as it is sent to be prepared on the server.
 
