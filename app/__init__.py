@@ -34,10 +34,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     observability.init_app(app, settings)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body,
-        # Problems are ours alone, and Swagger shows every model.
-        RESTX_ERROR_404_HELP=False,
-        RESTX_MASK_SWAGGER=False,
-        RESTX_INCLUDE_ALL_MODELS=True,
     )
     app.config.update({name: given[name] for name in given if not is_setting(name)})
     app.extensions["rollcall"] = settings

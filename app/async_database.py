@@ -19,6 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 from starlette.requests import HTTPConnection
 
 from app.config import Settings
+from app.database import APPLICATION_NAME
 from app.errors import SessionShared
 from app.models import NATURAL_KEYS
 from app.pool import AsyncCountingPool
@@ -72,7 +73,7 @@ def make_async_engine(
             dsn,
             timeout=settings.connect_timeout,
             connection_class=Connection,
-            server_settings={"application_name": "rollcall"},
+            server_settings={"application_name": APPLICATION_NAME},
         )
 
     return create_async_engine(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, current_app, g
+from flask import Flask, current_app
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 
 from app import replica
@@ -55,7 +55,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         _start_when_needed(default, server)
         _start_when_needed(engines.registry, server)
     if settings.read_url is not None:
-        _read_from_replica(app, settings, settings.read_url)
+        _read_from_replica(app, settings, settings.read_url, default)
     bind_models()
 
 
@@ -91,13 +91,11 @@ def engine_options(settings: Settings, cap: ConnectionCap | None = None) -> dict
     }
 
 
-def _read_from_replica(app: Flask, settings: Settings, url: URL) -> None:
+def _read_from_replica(app: Flask, settings: Settings, url: URL, primary: Engine) -> None:
     options = engine_options(settings)
     options["connect_args"]["connect_timeout"] = min(
         settings.connect_timeout, replica.CONNECT_TIMEOUT
     )
-    with app.app_context():
-        primary = db.engine
     replica.init_app(app, replica.Replica(create_engine(url, **options), primary))
 
 
@@ -121,11 +119,7 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
     warn_of_unknown_settings()
     server: EmbeddedServer | None = current_app.extensions["rollcall_embedded"]
     if server is not None:
-        logger.warning(
-            "DATABASE_URL is not set: using the embedded PostgreSQL server, data in %s. "
-            "Set DATABASE_URL in production.",
-            server.home,
-        )
+        warn_of_embedded(server)
     outcome = bootstrap(
         administration_url(),
         NATURAL_KEYS,
@@ -133,9 +127,23 @@ def bootstrap_database(adopt: bool = False, count: bool = False) -> Bootstrap:
         count=count,
         connect_timeout=current_settings().connect_timeout,
     )
+    tell_of_changes(outcome)
+    return outcome
+
+
+def warn_of_embedded(server: EmbeddedServer) -> None:
+    """Log that no database is configured, and where the data are."""
+    logger.warning(
+        "DATABASE_URL is not set: using the embedded PostgreSQL server, data in %s. "
+        "Set DATABASE_URL in production.",
+        server.home,
+    )
+
+
+def tell_of_changes(outcome: Bootstrap) -> None:
+    """Log what a bootstrap has changed in the schema."""
     for change in outcome.upgrade.changes:
         logger.info("the schema was changed: %s", change)
-    return outcome
 
 
 def administration_url() -> URL:
@@ -178,7 +186,6 @@ def work_for(name: str) -> None:
     Raises TenantUnknown.
     """
     db.use(tenant_engines().of(name))
-    g.tenant = name
 
 
 def forget_connections() -> None:

@@ -32,9 +32,9 @@ class TenantEngines:
 
     All of them share the dialect of the ``registry``, and the statements that were compiled for it:
     an engine of create_engine() takes four times the memory, before it has compiled its own copy of
-    them. The registry is
-    asked on a connection that the cap leaves free for it: a thread that is about to open another
-    one never waits for what other threads hold, who may be about to do the same.
+    them. The registry is asked on a connection that the cap leaves free for it: a thread that is
+    about to open another one never waits for what other threads hold, who may be about to do the
+    same.
     """
 
     def __init__(self, url: URL, options: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Flask, Response
 from flask_cors import CORS
@@ -126,18 +126,36 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
+class Sharing(NamedTuple):
+    """What pages of other origins may do, and what they may send and see."""
+
+    reads_only: bool
+    methods: list[str]
+    headers: list[str]
+    exposed: list[str]
+    max_age: int  # seconds that a browser remembers it
+
+
+def sharing(origins: tuple[str, ...]) -> Sharing:
+    """Return what pages of some origins may do; those of any origin only read."""
+    if origins == ("*",):
+        return Sharing(True, ["GET", "HEAD"], ALLOWED, EXPOSED, 600)
+    methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
+    return Sharing(False, methods, ALLOWED + ALLOWED_TO_WRITE, EXPOSED, 600)
+
+
 def _share(app: Flask, origins: tuple[str, ...]) -> None:
-    """Let pages of other origins call the API; those of any origin only read."""
-    reads_only = origins == ("*",)
+    """Let pages of other origins call the API."""
+    shared = sharing(origins)
     app.before_request(_answer_preflight)
     CORS(
         app,
-        origins="*" if reads_only else list(origins),
-        methods=["GET", "HEAD"] if reads_only else ["GET", "HEAD", "POST", "PATCH", "DELETE"],
-        allow_headers=ALLOWED if reads_only else ALLOWED + ALLOWED_TO_WRITE,
-        expose_headers=EXPOSED,
-        send_wildcard=reads_only,
-        max_age=600,
+        origins="*" if shared.reads_only else list(origins),
+        methods=shared.methods,
+        allow_headers=shared.headers,
+        expose_headers=shared.exposed,
+        send_wildcard=shared.reads_only,
+        max_age=shared.max_age,
     )
 
 

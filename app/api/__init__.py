@@ -37,6 +37,10 @@ class Id(IntegerConverter):
 
 def init_app(app: Flask) -> None:
     """Add the API and the probes to the application."""
+    # Problems are ours alone, and Swagger shows every model.
+    app.config.setdefault("RESTX_ERROR_404_HELP", False)
+    app.config.setdefault("RESTX_MASK_SWAGGER", False)
+    app.config.setdefault("RESTX_INCLUDE_ALL_MODELS", True)
     app.url_map.converters["int"] = Id
     blueprint = Blueprint("api", __name__, url_prefix=BASE)
     api = RollcallApi(

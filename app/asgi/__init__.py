@@ -28,7 +28,7 @@ from app.async_database import make_async_engine, make_sessions
 from app.config import SUBDOMAIN, Settings, load_settings
 from app.database import EMBEDDED_NAME, bind_models
 from app.errors import ConfigurationError
-from app.headers import ALLOWED, ALLOWED_TO_WRITE, EXPOSED
+from app.headers import sharing
 from app.models import Record
 from app.observability import count_retry
 from migrations_bootstrap.embedded import EmbeddedServer
@@ -73,20 +73,18 @@ def create_app(config: Mapping[str, Any] | None = None) -> FastAPI:
 
 
 def _cors(settings: Settings) -> list[Middleware]:
-    """Let pages of other origins call the API; those of any origin only read."""
+    """Let pages of other origins call the API."""
     if not settings.cors_origins:
         return []
-    reads_only = settings.cors_origins == ("*",)
+    shared = sharing(settings.cors_origins)
     return [
         Middleware(
             Cors,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD"]
-            if reads_only
-            else ["GET", "HEAD", "POST", "PATCH", "DELETE"],
-            allow_headers=ALLOWED if reads_only else ALLOWED + ALLOWED_TO_WRITE,
-            expose_headers=EXPOSED,
-            max_age=600,
+            allow_methods=shared.methods,
+            allow_headers=shared.headers,
+            expose_headers=shared.exposed,
+            max_age=shared.max_age,
         )
     ]
 

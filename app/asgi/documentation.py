@@ -63,9 +63,6 @@ def _page(path: str) -> Page:
 def _documented() -> Flask:
     """Return an application that has the API, and nothing behind it."""
     app = Flask("app")
-    app.config.update(
-        RESTX_ERROR_404_HELP=False, RESTX_MASK_SWAGGER=False, RESTX_INCLUDE_ALL_MODELS=True
-    )
     api.init_app(app)
     headers.init_app(app, load_settings({"ROLLCALL_CORS_ORIGINS": ""}))
     return app

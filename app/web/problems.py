@@ -270,14 +270,12 @@ def _(error: errors.DatabaseTaken) -> Problem:
 
 @problem_of.register
 def _(error: errors.UnusableName) -> Problem:
-    detail = "The request breaks a rule; see errors."
-    return Problem(422, "invalid", detail, members={"errors": {"name": [_sentence(error)]}})
+    return problem_of(errors.InvalidInput({"name": [_sentence(error)]}))
 
 
 @problem_of.register
 def _(error: errors.UnknownRole) -> Problem:
-    detail = "The request breaks a rule; see errors."
-    return Problem(422, "invalid", detail, members={"errors": {"owner": [_sentence(error)]}})
+    return problem_of(errors.InvalidInput({"owner": [_sentence(error)]}))
 
 
 def _sentence(error: Exception) -> str:
