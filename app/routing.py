@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flask import Flask, g, request
 
@@ -34,56 +34,71 @@ ANOTHER = ["Another tenant is named by the host: leave this header out."]
 
 def init_app(app: Flask, settings: Settings) -> None:
     """Have each request work on its tenant's database. Whoever reads its token is there already."""
-    named = SOURCES[settings.tenant_source]
 
     @app.before_request
     def choose() -> None:
-        endpoint = request.endpoint
-        if endpoint is None or endpoint in OF_NOBODY or is_preflight():
-            return
-        token: Token | None = g.get("token")
-        own = None if token is None else token.tenant
-        name = None if endpoint in OF_THE_SERVICE else named(own)
-        if own is not None and own != name:
-            raise TenantForbidden
+        name = tenant_of(
+            request.endpoint,
+            request.method,
+            request.headers,  # type: ignore[arg-type]
+            g.get("token"),
+            settings.tenant_source,
+        )
         if name is not None:
-            _work_for(name)
+            work_for(name)
 
 
-def _work_for(name: str) -> None:
+def tenant_of(
+    endpoint: str | None,
+    method: str,
+    headers: Mapping[str, str],
+    token: Token | None,
+    source: str,
+) -> str | None:
+    """Return the tenant that a request is for, None for the service's own database; log lines know.
+
+    ``endpoint`` is None for an unknown path and for a method that a path does not have. Raises
+    TenantForbidden, InvalidInput.
+    """
+    if endpoint is None or endpoint in OF_NOBODY or is_preflight(method, headers):
+        return None
+    own = None if token is None else token.tenant
+    name = None if endpoint in OF_THE_SERVICE else SOURCES[source](headers, own)
+    if own is not None and own != name:
+        raise TenantForbidden
     known = at_work.get()
-    if known is not None:
+    if name is not None and known is not None:
         known.tenant = name
-    work_for(name)
+    return name
 
 
-def _by_header(own: str | None) -> str | None:
+def _by_header(headers: Mapping[str, str], own: str | None) -> str | None:
     """Return the tenant that X-Tenant names. Raises InvalidInput for what cannot be a name."""
-    name = request.headers.get(NAMED_BY)
+    name = headers.get(NAMED_BY)
     if name is not None and not is_name(name):
         raise InvalidInput({"x_tenant": NOT_A_NAME})
     return name
 
 
-def _by_token(own: str | None) -> str | None:
+def _by_token(headers: Mapping[str, str], own: str | None) -> str | None:
     """Return the token's own tenant; who has a token of all names one by X-Tenant."""
-    return _by_header(own) or own
+    return _by_header(headers, own) or own
 
 
-def _by_subdomain(own: str | None) -> str | None:
+def _by_subdomain(headers: Mapping[str, str], own: str | None) -> str | None:
     """Return the tenant that the first label of the request's host names.
 
     No tenant has a reserved name, so that such hosts, www and api among them, stand for the service
     itself. So do addresses, localhost, and hosts of two labels: a domain has at least these.
     """
     # Not request.host, which is empty for what werkzeug takes for no host: a_b.example.com, too.
-    host = request.headers.get("Host", "").rpartition("]")[2].partition(":")[0].rstrip(".").lower()
+    host = headers.get("Host", "").rpartition("]")[2].partition(":")[0].rstrip(".").lower()
     label, _, domain = host.partition(".")
     is_below = "." in domain or domain == "localhost"
     name = label if is_below and label not in RESERVED and not _is_address(host) else None
     if name is not None and not is_name(name):
         raise InvalidInput({"host": NOT_A_NAME})
-    if _by_header(own) not in (None, name):
+    if _by_header(headers, own) not in (None, name):
         raise InvalidInput({"x_tenant": ANOTHER})
     return name
 
@@ -96,7 +111,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-SOURCES: dict[str, Callable[[str | None], str | None]] = {
+SOURCES: dict[str, Callable[[Mapping[str, str], str | None], str | None]] = {
     HEADER: _by_header,
     SUBDOMAIN: _by_subdomain,
     TOKEN: _by_token,

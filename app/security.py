@@ -88,9 +88,9 @@ def require_known_page(
         raise CrossOrigin
 
 
-def is_preflight() -> bool:
-    """Tell whether the request is what a browser asks before a call of another origin's page."""
-    return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+def is_preflight(method: str, headers: Mapping[str, str]) -> bool:
+    """Tell whether a request is what a browser asks before a call of another origin's page."""
+    return method == "OPTIONS" and "Access-Control-Request-Method" in headers
 
 
 def _authorize(scope: str) -> None:
