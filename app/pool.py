@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 from weakref import WeakSet
 
-from sqlalchemy import AsyncAdaptedQueuePool
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.util import await_only
 
 
 class PoolState(NamedTuple):
-    """How many connections are lent, how many lie ready, and how many threads wait for one."""
+    """How many connections are lent, how many lie ready, and how many wait for one."""
 
     in_use: int
     idle: int
@@ -29,10 +31,12 @@ class ConnectionCap:
     """
 
     everyone: ClassVar[WeakSet[ConnectionCap]] = WeakSet()
+    # Reentrant, as that of those who await is: see CountingPool._do_return_conn.
+    condition: ClassVar[type[Any]] = threading.Condition
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.changed = threading.Condition()  # reentrant: see CountingPool._do_return_conn
+        self.changed = self.condition()
         self.forget_all()
         self.everyone.add(self)
 
@@ -41,6 +45,79 @@ class ConnectionCap:
         self.held = 0
         self.waiting = 0
         self.idle: OrderedDict[ConnectionPoolEntry, CountingPool] = OrderedDict()
+
+
+class Changes:
+    """What a cap needs of threading.Condition, for tasks: whoever waits lets the event loop go on.
+
+    The lock is for the garbage collector, which may return a connection in another thread. Nobody
+    awaits anything while holding it, so that it holds nobody up.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def wait_for(self, may_go: Callable[[], bool], timeout: float) -> bool:
+        """Await, in a greenlet and without the lock, that one may go; return whether it came."""
+        deadline = time.monotonic() + timeout
+        while not may_go():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._wait(may_go, left)
+        return True
+
+    def _wait(self, may_go: Callable[[], bool], seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        too_late = loop.call_later(seconds, _wake, woken)
+        self._waiting[woken] = may_go
+        self._lock.release()
+        is_here = False
+        try:
+            await_only(woken)
+            is_here = True
+        finally:
+            self._lock.acquire()
+            too_late.cancel()
+            was_called = self._waiting.pop(woken, None) is None
+            if was_called and not (is_here and may_go()):
+                self.notify_all()  # of what was for this one
+
+    def notify_all(self) -> None:
+        """Wake who has waited longest of those that may go: each change is good for one.
+
+        Hundreds may wait, and would all have to look.
+        """
+        if self._waiting and not self._call(next(iter(self._waiting))):
+            any(self._call(woken) for woken in list(self._waiting))
+
+    def _call(self, woken: asyncio.Future[None]) -> bool:
+        """Wake a task if it waits and may go; return whether it does."""
+        may_go = self._waiting.get(woken)
+        if may_go is None or not may_go():
+            return False
+        del self._waiting[woken]
+        woken.get_loop().call_soon_threadsafe(_wake, woken)
+        return True
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+class AwaitedCap(ConnectionCap):
+    """The same for pools whose connections are awaited."""
+
+    condition = Changes
 
 
 class CountingPool(Pool):
@@ -53,6 +130,7 @@ class CountingPool(Pool):
 
     # SQLAlchemy's loggers say no more than warnings, unless they are asked to.
     _sqla_logger_namespace = "sqlalchemy.pool.CountingPool"
+    _cap_of_its_own: ClassVar[type[ConnectionCap]] = ConnectionCap
 
     def __init__(
         self,
@@ -67,16 +145,15 @@ class CountingPool(Pool):
         self._size = pool_size
         self._most = pool_size + max_overflow
         self._timeout = timeout
-        self._cap = cap or ConnectionCap(self._most)
+        self._cap = cap or self._cap_of_its_own(self._most)
         self._idle: deque[ConnectionPoolEntry] = deque()
         self._held = 0
         self._is_disposed = False
 
     def _do_get(self) -> ConnectionPoolEntry:
-        deadline = time.monotonic() + self._timeout
         with self._cap.changed:
-            while not self._idle and not self._may_open():
-                self._wait_until(deadline)
+            if not self._may_get():
+                self._wait()
             if self._idle:
                 entry = self._idle.popleft()
                 del self._cap.idle[entry]
@@ -90,14 +167,15 @@ class CountingPool(Pool):
             self._give_up()
             raise
 
-    def _may_open(self) -> bool:
+    def _may_get(self) -> bool:
+        """Tell whether there is a connection, or the right to open one."""
         has_room = self._cap.held < self._cap.most or bool(self._cap.idle)
-        return self._held < self._most and has_room
+        return bool(self._idle) or (self._held < self._most and has_room)
 
-    def _wait_until(self, deadline: float) -> None:
+    def _wait(self) -> None:
         self._cap.waiting += 1
         try:
-            if not self._cap.changed.wait(max(0.0, deadline - time.monotonic())):
+            if not self._cap.changed.wait_for(self._may_get, self._timeout):
                 raise PoolTimeout(f"all connections were in use for {self._timeout:g} s")
         finally:
             self._cap.waiting -= 1
@@ -178,34 +256,16 @@ class CountingPool(Pool):
         return f"{self.checkedout()} connections in use, {self.checkedin()} idle"
 
 
-class AsyncCountingPool(AsyncAdaptedQueuePool):
-    """The asynchronous service's pool, which counts the rest itself but not who waits."""
+class AsyncCountingPool(CountingPool):
+    """The same for asyncio: whoever waits for a connection, or for one to be opened, awaits it."""
 
     _sqla_logger_namespace = "sqlalchemy.pool.AsyncCountingPool"
-
-    everyone: ClassVar[WeakSet[AsyncCountingPool]] = WeakSet()
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.waiting = 0
-        self.everyone.add(self)
-
-    def _do_get(self) -> ConnectionPoolEntry:
-        if self._overflow < self._max_overflow or self.checkedin():
-            return super()._do_get()
-        self.waiting += 1
-        try:
-            return super()._do_get()
-        finally:
-            self.waiting -= 1
+    _cap_of_its_own = AwaitedCap
 
 
 def pool_state() -> PoolState:
-    """Return the sums over the pools of this process, of both kinds."""
-    caps, others = list(ConnectionCap.everyone), list(AsyncCountingPool.everyone)
+    """Return the sums over the pools of this process."""
+    caps = list(ConnectionCap.everyone)
     idle = sum(len(cap.idle) for cap in caps)
-    return PoolState(
-        in_use=sum(cap.held for cap in caps) - idle + sum(pool.checkedout() for pool in others),
-        idle=idle + sum(pool.checkedin() for pool in others),
-        waiting=sum(cap.waiting for cap in caps) + sum(pool.waiting for pool in others),
-    )
+    held, waiting = sum(cap.held for cap in caps), sum(cap.waiting for cap in caps)
+    return PoolState(in_use=held - idle, idle=idle, waiting=waiting)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, select
-from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from app.async_database import (
     Connection,
@@ -21,7 +20,7 @@ from app.async_database import (
 from app.config import Settings, load_settings, postgresql_url
 from app.errors import SessionShared
 from app.models import NATURAL_KEYS, Department
-from app.pool import pool_state
+from app.pool import AsyncCountingPool, pool_state
 from migrations_bootstrap import BootstrapError, bootstrap
 from migrations_bootstrap.lock import LOCK_KEY
 from tests.races import eventually
@@ -43,8 +42,8 @@ def test_the_pool_is_that_of_the_flask_side(guarded_url: str) -> None:
     assert settings.database_url is not None
     engine = make_async_engine(settings.database_url, settings).sync_engine
     pool: Any = engine.pool
-    assert isinstance(pool, AsyncAdaptedQueuePool)
-    assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, 4, 2, 60)
+    assert isinstance(pool, AsyncCountingPool)
+    assert (pool._size, pool._most, pool._timeout, pool._recycle) == (3, 7, 2, 60)
     assert engine.hide_parameters
 
 

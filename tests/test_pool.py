@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.util import greenlet_spawn
 
-from app.pool import ConnectionCap, CountingPool, pool_state
+from app.pool import AsyncCountingPool, AwaitedCap, ConnectionCap, CountingPool, pool_state
 from tests.races import eventually, started
 
 
@@ -181,3 +184,74 @@ def test_however_threads_use_their_pools_the_cap_holds(driver: Driver, seed: int
         end()
     assert driver.most <= 3
     assert cap.held == len(cap.idle) == len(driver.open) == sum(p.checkedin() for p in pools)
+
+
+def test_tasks_await_what_threads_would_wait_for(driver: Driver) -> None:
+    """Also where another thread gives a connection back; who waits too long is told so."""
+
+    async def main() -> None:
+        pool = AsyncCountingPool(driver.connect, 1, 0, 20.0)
+        held = pool.connect()
+        tasks = await queued(pool, 2)
+        await asyncio.to_thread(held.close)
+        (await tasks[0]).close()
+        held = await tasks[1]
+        hasty = AsyncCountingPool(driver.connect, 2, 0, 0.01, pool._cap)
+        with pytest.raises(PoolTimeout):
+            await greenlet_spawn(hasty.connect)
+        held.close()
+        (await greenlet_spawn(hasty.connect)).close()
+        assert (pool._cap.held, pool._cap.waiting, driver.most) == (1, 0, 1)
+
+    asyncio.run(main())
+
+
+async def queued(pool: AsyncCountingPool, count: int) -> list[asyncio.Task[Any]]:
+    """Return so many tasks that wait for a connection of the pool."""
+    tasks = [asyncio.create_task(greenlet_spawn(pool.connect)) for _ in range(count)]
+    while pool._cap.waiting < count:
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_whom_a_connection_does_not_reach_leaves_it_to_the_next(driver: Driver) -> None:
+    """One is woken for it, who may have left by then, or find that another was quicker."""
+
+    async def main() -> None:
+        pool = AsyncCountingPool(driver.connect, 1, 0, 20.0)
+        held = pool.connect()
+        leaves, waits, comes_last = await queued(pool, 3)
+        held.close()
+        leaves.cancel()
+        held = await waits
+        held.close()
+        quicker = pool.connect()
+        await asyncio.sleep(0.01)
+        assert not comes_last.done()
+        quicker.close()
+        (await comes_last).close()
+        assert leaves.cancelled()
+        assert (pool._cap.held, pool._cap.waiting, driver.most) == (1, 0, 1)
+
+    asyncio.run(main())
+
+
+def test_a_connection_is_for_whoever_may_have_it(driver: Driver) -> None:
+    """A task whose pool has as many as it may is passed over."""
+
+    async def main() -> None:
+        cap = AwaitedCap(2)
+        small, other = (AsyncCountingPool(driver.connect, 1, 0, 20.0, cap) for _ in range(2))
+        first, second = small.connect(), other.connect()
+        (longest,) = await queued(small, 1)
+        third = AsyncCountingPool(driver.connect, 1, 0, 20.0, cap)
+        next_one = asyncio.create_task(greenlet_spawn(third.connect))
+        while cap.waiting < 2:
+            await asyncio.sleep(0)
+        second.close()
+        (await next_one).close()
+        assert not longest.done()
+        first.close()
+        (await longest).close()
+
+    asyncio.run(main())
