@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -19,10 +19,11 @@ from sqlalchemy.util import greenlet_spawn
 from starlette.requests import HTTPConnection
 
 from app.config import Settings
-from app.database import APPLICATION_NAME
+from app.database import APPLICATION_NAME, engine_options
+from app.engines import TenantEngines
 from app.errors import SessionShared
 from app.models import NATURAL_KEYS
-from app.pool import AsyncCountingPool
+from app.pool import AsyncCountingPool, AwaitedCap
 from migrations_bootstrap import Bootstrap, bootstrap
 from migrations_bootstrap.interruption import Interruption, interruption
 
@@ -58,12 +59,50 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 def make_async_engine(
-    url: URL, settings: Settings, attach: Callable[[], object] | None = None
+    url: URL,
+    settings: Settings,
+    attach: Callable[[], object] | None = None,
+    cap: AwaitedCap | None = None,
 ) -> AsyncEngine:
     """Return an engine with the pool settings of the Flask side; it connects nowhere yet.
 
     ``attach`` is called before each connect, in a thread: an embedded server may be gone by then.
     """
+    return _make(url, async_creator=_opener(url, settings, attach), **_options(settings, cap))
+
+
+def make_tenant_engines(
+    url: URL, settings: Settings, attach: Callable[[], object] | None, cap: AwaitedCap
+) -> TenantEngines:
+    """Return the engines of the tenants, to be used in a greenlet: see ``aio.perform``."""
+    options = _options(settings, cap)
+    creator = _opener(url, settings, attach)
+
+    def make(url: URL, **options: Any) -> Engine:
+        return _make(url, async_creator=creator, **options).sync_engine
+
+    def open(dialect: Any, url: URL) -> Any:
+        return dialect.connect(async_creator_fn=_opener(url, settings))
+
+    return TenantEngines(url, options, make, open)
+
+
+def _make(url: URL, **options: Any) -> AsyncEngine:
+    return create_async_engine(url.set(drivername="postgresql+asyncpg"), **options)
+
+
+def _options(settings: Settings, cap: AwaitedCap | None) -> dict[str, Any]:
+    """Return the Flask side's options, without what psycopg2 alone is told."""
+    options = engine_options(settings, cap)
+    for name in ("connect_args", "use_native_hstore"):
+        del options[name]
+    return {**options, "poolclass": AsyncCountingPool}
+
+
+def _opener(
+    url: URL, settings: Settings, attach: Callable[[], object] | None = None
+) -> Callable[[], Awaitable[Any]]:
+    """Return what opens a connection of asyncpg's."""
     dsn = asyncpg_dsn(url)
 
     async def connect() -> Any:
@@ -76,17 +115,7 @@ def make_async_engine(
             server_settings={"application_name": APPLICATION_NAME},
         )
 
-    return create_async_engine(
-        url.set(drivername="postgresql+asyncpg"),
-        async_creator=connect,
-        poolclass=AsyncCountingPool,
-        hide_parameters=True,
-        pool_size=settings.pool_size,
-        max_overflow=settings.max_overflow,
-        pool_timeout=settings.pool_timeout,
-        pool_recycle=settings.pool_recycle,
-        pool_pre_ping=settings.pool_pre_ping,
-    )
+    return connect
 
 
 def asyncpg_dsn(url: URL) -> str:

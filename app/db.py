@@ -67,7 +67,7 @@ def current_engine() -> Engine:
 def default_engine() -> Engine:
     """Return the engine of the service's own database, whichever the work at hand is done on."""
     place = at_hand.get()
-    return db.default_engine if place is None else place.engine
+    return db.default_engine if place is None else place.default_engine
 
 
 def current_session() -> Session:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, Dialect, Engine, create_engine
 
 from app import tenants
 from app.errors import DatabaseAway, LostRace, SchemaBehind, TenantUnknown
-from app.pool import ConnectionCap, CountingPool
+from app.pool import ConnectionCap
 from app.tables_of_ours import UNDEFINED_TABLE
+from app.transactions import is_connection_lost
 from migrations_bootstrap.clones import url_of
 from migrations_bootstrap.schema import VERSION_TABLE, is_served
 
@@ -35,13 +36,23 @@ class TenantEngines:
     them. The registry is asked on a connection that the cap leaves free for it: a thread that is
     about to open another one never waits for what other threads hold, who may be about to do the
     same.
+
+    ``make`` makes an engine of a URL and options, ``open`` a connection to a tenant's database. Of
+    asyncio's (see ``async_database``) all of this is run as it stands.
     """
 
-    def __init__(self, url: URL, options: Mapping[str, Any]) -> None:
-        self._registry_cap = ConnectionCap(1)
+    def __init__(
+        self,
+        url: URL,
+        options: Mapping[str, Any],
+        make: Callable[..., Engine] = create_engine,
+        open: Callable[[Dialect, URL], Any] | None = None,
+    ) -> None:
+        self._registry_cap: ConnectionCap = type(options["cap"])(1)
         alone = {"pool_size": 1, "max_overflow": 0, "cap": self._registry_cap}
-        self.registry = create_engine(url, **{**options, **alone})
+        self.registry = make(url, **{**options, **alone})
         self._options = options
+        self._open = open or self._open_blocking
         self._engines: dict[str, Engine] = {}
         self._changing = threading.Lock()
 
@@ -64,10 +75,15 @@ class TenantEngines:
         for cap in (self._registry_cap, self._options["cap"]):
             cap.forget_all()
 
+    def dispose(self) -> None:
+        """Close what is idle; what is lent is closed when it comes back."""
+        for engine in (self.registry, *self._engines.values()):
+            engine.dispose()
+
     def _make(self, name: str, database: str) -> Engine:
         url = url_of(self.registry.url, database)
         options, dialect = self._options, self.registry.dialect
-        pool = CountingPool(
+        pool = options["poolclass"](
             lambda: self._connect(name, url),
             pool_size=options["pool_size"],
             max_overflow=options["max_overflow"],
@@ -95,21 +111,22 @@ class TenantEngines:
         """
         self._require(name, url)
         dialect = self.registry.dialect
-        arguments, parameters = dialect.create_connect_args(url)
         try:
-            connection: Any = dialect.connect(
-                *arguments, **{**parameters, **self._options["connect_args"]}
-            )
-        except dialect.loaded_dbapi.Error:
+            connection = self._open(dialect, url)
+        except Exception:
             self._require(name, url)
             raise
         try:
             self._set_up(connection, name, url)
             self._require(name, url)
         except BaseException:
-            connection.close()
+            dialect.do_terminate(connection)
             raise
         return connection
+
+    def _open_blocking(self, dialect: Dialect, url: URL) -> Any:
+        arguments, parameters = dialect.create_connect_args(url)
+        return dialect.connect(*arguments, **{**parameters, **self._options["connect_args"]})
 
     def _require(self, name: str, url: URL) -> None:
         """Raise TenantUnknown unless the registry has the tenant, in this database, as ready."""
@@ -128,7 +145,7 @@ class TenantEngines:
         """Do what create_engine() does with each connection, and ask which database it is in."""
         dialect = self.registry.dialect
         on_connect = dialect.on_connect_url(url)
-        assert on_connect is not None  # noqa: S101 - psycopg2's types need it; tells mypy so
+        assert on_connect is not None  # noqa: S101 - both drivers' types need it; tells mypy so
         on_connect(connection)
         connection.autocommit = True
         try:
@@ -136,9 +153,10 @@ class TenantEngines:
                 cursor.execute(WHERE_AM_I)
                 ((database, revision),) = cursor.fetchall()
         except dialect.loaded_dbapi.Error as error:
-            if dialect.is_disconnect(error, connection, None):
+            state = getattr(error, "pgcode", None)
+            if dialect.is_disconnect(error, connection, None) or is_connection_lost(state):
                 raise LostRace from error  # ended as soon as it was there: another may do
-            if getattr(error, "pgcode", None) != UNDEFINED_TABLE:
+            if state != UNDEFINED_TABLE:
                 raise
             raise SchemaBehind(name) from error
         connection.autocommit = False

@@ -12,12 +12,22 @@ from sqlalchemy.orm import Session
 
 @dataclass
 class Place:
-    """What a request has of its own; ``began`` is when its first unit of work did, if one has."""
+    """What a request has of its own; ``began`` is when its first unit of work did, if one has.
+
+    ``engine`` is of the database that is at work, ``default_engine`` of the service's own.
+    """
 
     settings: Any
-    engine: Engine
+    default_engine: Engine
     session: Session
     began: float | None = None
+
+    def __post_init__(self) -> None:
+        self.engine = self.default_engine
+
+    def use(self, engine: Engine) -> None:
+        """Work on another database from now on."""
+        self.engine = self.session.bind = engine
 
 
 at_hand: ContextVar[Place | None] = ContextVar("at_hand", default=None)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from functools import cache
 from typing import Any
 
 from flask import Flask
-from flask.testing import FlaskClient
+from flask.testing import EnvironBuilder, FlaskClient
 from werkzeug.datastructures import Headers
 
+from app.aio import perform
 from app.asgi import create_app
+from tests.cancelling import is_cancelled_at
 
 
 @cache
@@ -43,6 +46,7 @@ class AsgiApplication:
         """Close its connections."""
         if self.made is not None:
             run(self.made.state.engine.dispose())
+            run(perform(self.made.state.work.tenants.dispose))
 
 
 class AsgiClient(FlaskClient):
@@ -58,6 +62,18 @@ class AsgiClient(FlaskClient):
         status, headers, body = run(ask(self.asgi(), scope_of(environ), body_of(environ)))
         sent = b"" if environ["REQUEST_METHOD"] == "HEAD" else body
         return [sent], f"{status} status", Headers(headers)
+
+    def leave(self, number: int, path: str, **options: Any) -> None:
+        """Send a request, and hang up when it waits for so many things."""
+        run(is_cancelled_at(self._request(path, options), number))
+
+    def begin(self, path: str, **options: Any) -> Future[tuple[int, list[Any], bytes]]:
+        """Send a request; return what waits for its answer, and can be cancelled."""
+        return asyncio.run_coroutine_threadsafe(self._request(path, options), loop())
+
+    def _request(self, path: str, options: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        environ = EnvironBuilder(self.application, path, **options).get_environ()
+        return ask(self.asgi(), scope_of(environ), body_of(environ))
 
 
 async def ask(app: Any, scope: dict[str, Any], body: bytes) -> tuple[int, list[Any], bytes]:

@@ -81,6 +81,9 @@ BOTH = (
     "test_idempotency",
     "test_errors",
     "test_security",
+    "test_tenants_api",
+    "test_tenants_isolation",
+    "test_tenants_served",
 )
 
 

@@ -19,12 +19,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 
-from app import tenants, tokens
+from app import tokens
 from app.asgi import create_app
 from app.asgi.exchange import Headers
 from app.asgi.outside import Outside, _addresses
 from app.db import db
-from app.errors import ConfigurationError
 from app.security import FOR_ADMINS, required_scope
 from app.tokens import SCOPES, new_token
 from migrations_bootstrap.embedded import EmbeddedServer
@@ -78,6 +77,7 @@ def test_every_route_asks_for_a_scope(make_app: Callable[..., Flask], database_u
     seen = set()
     for route in client.asgi().router.routes:
         path = route.path.replace("{id:int}", "1").replace("{filename:path}", "swagger-ui.css")
+        path = path.replace("{name}", "nobody")
         for method in sorted({*route.methods, "OPTIONS"}):
             needed = required_scope(route.name, method)
             seen.add(needed)
@@ -89,26 +89,7 @@ def test_every_route_asks_for_a_scope(make_app: Callable[..., Flask], database_u
                 assert (answer.status_code in (401, 403)) is not enough, (route.name, method)
     assert seen == {None, *SCOPES}
     names = {route.name for route in client.asgi().router.routes}
-    assert names & FOR_ADMINS == {"health.metrics"}
-
-
-def test_tenants_are_not_served(make_app: Callable[..., Flask], database_url: str) -> None:
-    """Nobody who names one, in whatever way, is answered from the default database instead."""
-    app = make_app(database_url, ROLLCALL_AUTH="token")
-    with app.app_context():
-        tenants.register(db.engine, "acme", "rollcall_acme", 1_000_000, None)
-        tenants.note(db.engine, "acme", tenants.READY)
-        everybody = bearer(tokens.issue(db.engine, "everybody", "admin"))
-        of_acme = bearer(tokens.issue(db.engine, "of acme", "admin", tenant="acme"))
-    client = app.test_client()
-    assert client.get(EMPLOYEES, headers=everybody).status_code == 200
-    named = client.get(EMPLOYEES, headers={**everybody, "X-Tenant": "acme"})
-    assert_problem(named, 404, "unknown_tenant")
-    assert_problem(client.get(EMPLOYEES, headers=of_acme), 403, "wrong_tenant")
-    with app.app_context():
-        tenants.forget(db.engine, "acme")
-    with pytest.raises(ConfigurationError, match="gunicorn alone"):
-        create_app({"DATABASE_URL": database_url, "ROLLCALL_TENANT_SOURCE": "subdomain"})
+    assert names & FOR_ADMINS == {"api.tenant", "api.tenants", "health.metrics"}
 
 
 def test_an_address_that_others_reach_is_refused_without_authentication(database_url: str) -> None:
@@ -316,11 +297,10 @@ def test_swagger_is_that_of_the_service(make_app: Callable[..., Flask], database
     assert "swagger-ui" in page.text
     assert client.get("/swaggerui/swagger-ui.css").content_type.startswith("text/css")
     assert client.get("/swaggerui/../../app/config.py").status_code == 404
-    document = client.get("/api/v1/swagger.json")
-    assert "X-Tenant" not in document.text
-    paths = document.get_json()["paths"]
+    paths = client.get("/api/v1/swagger.json").get_json()["paths"]
     assert set(paths) == {
         "/departments", "/departments/{id}", "/employees", "/employees/batch", "/employees/{id}",
+        "/tenants", "/tenants/{name}",
     }  # fmt: skip
 
 

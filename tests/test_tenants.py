@@ -30,9 +30,7 @@ from migrations_bootstrap.embedded import EmbeddedServer
 from tests.conftest import execute, numbers
 from tests.tenancy import (
     PATTERN,
-    call,
     database_of,
-    departments,
     execute_in,
     exists,
     new_name,
@@ -321,42 +319,6 @@ def test_a_stranger_who_slips_in_keeps_the_database_and_no_more(
     assert states(context) == {}
 
 
-def test_who_is_dropped_is_unknown_from_the_next_request_on(
-    make_app: Callable[..., Flask], app: Flask, database_url: str
-) -> None:
-    """In every worker, those with connections in their pools too; and again when it comes back."""
-    name = new_name()
-    workers = [tenants_app(make_app, database_url).test_client() for _ in range(3)]
-    for round in range(2):
-        onboard(app, name)
-        for worker in workers[:2]:
-            assert departments(worker, name) == (["Sales"] if worker is workers[1] else [])
-            assert call(worker, name, name="Sales").status_code in (200, 201)
-        with app.app_context():
-            onboarding.drop(name)
-        for worker in workers:
-            answer = call(worker, name, name="Late") if round else call(worker, name)
-            assert (answer.status_code, answer.get_json()["code"]) == (404, "unknown_tenant")
-
-
-def test_an_old_engine_finds_no_foreign_database(
-    app: Flask, administrator: Engine, server: EmbeddedServer
-) -> None:
-    """Somebody made one of the name of a tenant that was dropped."""
-    name = new_name()
-    client = app.test_client()
-    onboard(app, name)
-    assert departments(client, name) == []
-    with app.app_context():
-        onboarding.drop(name)
-    execute_in(administrator, f'CREATE DATABASE "{database_of(name)}"')
-    assert call(client, name).status_code == 404
-    with administrator.connect() as connection:
-        query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
-        assert connection.scalar(query, {"name": database_of(name)}) == 0
-    execute_in(administrator, f'DROP DATABASE "{database_of(name)}"')
-
-
 def test_a_drop_while_a_connection_is_opened_is_seen(
     context: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,44 +336,6 @@ def test_a_drop_while_a_connection_is_opened_is_seen(
     with pytest.raises(TenantUnknown):
         engine.connect()
     assert engine.pool.status() == "0 connections in use, 0 idle"
-
-
-def test_a_database_that_vanished_is_away(app: Flask, administrator: Engine) -> None:
-    """The registry has the tenant: that is a failure, and not the client's."""
-    name = new_name()
-    onboard(app, name)
-    client = app.test_client()
-    assert departments(client, name) == []
-    execute_in(administrator, f'DROP DATABASE "{database_of(name)}" WITH (FORCE)')
-    answer = call(client, name)
-    assert (answer.status_code, answer.get_json()["code"]) == (503, "database_away")
-
-
-def test_a_schema_that_is_behind_is_not_served_and_one_ahead_is(
-    app: Flask, server: EmbeddedServer
-) -> None:
-    """Until the tenant is upgraded, as the newer version is asked to be before it serves."""
-    name = new_name()
-    onboard(app, name)
-    url, client = server.url(database_of(name)), app.test_client()
-    execute(url, "DROP TABLE rollcall_version")
-    assert call(client, name).get_json()["code"] == "schema_behind"
-    execute(
-        url,
-        "CREATE TABLE rollcall_version (version_num varchar(32) PRIMARY KEY)",
-        "INSERT INTO rollcall_version VALUES ('0003')",
-        "ALTER TABLE rollcall_token DROP COLUMN tenant",
-        "DROP TABLE rollcall_tenant",
-    )
-    answer = call(client, name)
-    assert (answer.status_code, answer.get_json()["code"]) == (503, "schema_behind")
-    with app.app_context():
-        assert onboarding.upgrade(name).upgrade.before == "0003"
-    assert departments(client, name) == []
-    execute(url, "UPDATE rollcall_version SET version_num = '9999'")
-    with app.app_context():
-        tenant_engines().of(name).dispose()
-    assert departments(client, name) == []
 
 
 def test_a_connection_that_leads_elsewhere_is_not_used(context: Flask) -> None:
@@ -456,25 +380,6 @@ def test_tenants_share_what_is_large(context: Flask) -> None:
     assert one.url.database != two.url.database
 
 
-def test_few_connections_serve_many_tenants(
-    make_app: Callable[..., Flask], app: Flask, database_url: str, administrator: Engine
-) -> None:
-    """Those of the tenants that were idle longest are closed; two are all there ever are."""
-    names = [new_name() for _ in range(5)]
-    onboard(app, *names)
-    small = tenants_app(make_app, database_url, ROLLCALL_MAX_CONNECTIONS=3)
-    client = small.test_client()
-    for round in range(2):
-        for name in names:
-            assert call(client, name, name=f"Of {name}").status_code == (200 if round else 201)
-            assert departments(client, name) == [f"Of {name}"]
-            assert departments(client, None) == []
-    query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = ANY (:names)")
-    with small.app_context(), administrator.connect() as connection:
-        assert db.default_engine.pool._cap.held == 2  # type: ignore[attr-defined]
-        assert connection.scalar(query, {"names": [*map(database_of, names)]}) in (1, 2)
-
-
 def test_a_forked_process_begins_with_no_connection(context: Flask) -> None:
     """Those that are there are the parent's to close."""
     name = new_name()
@@ -501,15 +406,6 @@ def test_the_template_is_renewed(
     assert onboarding.renew_template() == []
     for statement in ("ALTER DATABASE {} IS_TEMPLATE false", "DROP DATABASE {}"):
         execute_in(administrator, statement.format(f'"{newer}"'))
-
-
-def test_a_registry_that_is_not_there_yet_is_said_so(
-    make_app: Callable[..., Flask], fresh_database: str
-) -> None:
-    """Nothing is looked for, or made, without it."""
-    app = tenants_app(make_app, fresh_database)
-    answer = call(app.test_client(), "acme")
-    assert (answer.status_code, answer.get_json()["code"]) == (503, "schema_behind")
 
 
 def test_a_template_that_was_made_meanwhile_is_taken(

@@ -196,7 +196,9 @@ def test_a_header_that_cannot_be_a_name_is_refused(app: Flask, name: str) -> Non
 def test_a_tenant_that_is_not_there_is_unknown(app: Flask, name: str) -> None:
     """Also one whose name is that of a database; whatever is asked, before it is looked at."""
     client, headers = app.test_client(), {"X-Tenant": name}
-    assert_problem(client.get(DEPARTMENTS, headers=headers), 404, "unknown_tenant")
+    for method in ("GET", "OPTIONS"):
+        answer = client.open(DEPARTMENTS, method=method, headers=headers)
+        assert_problem(answer, 404, "unknown_tenant")
     assert_problem(client.post(DEPARTMENTS, data="no JSON", headers=headers), 404, "unknown_tenant")
     for path in ("/healthz", "/readyz", "/api/v1/swagger.json", TENANTS):
         assert client.get(path, headers=headers).status_code == 200
@@ -297,6 +299,7 @@ def test_a_host_that_names_nobody_finds_nobody(
     assert client.get(DEPARTMENTS, headers={"Host": host}).status_code == status
 
 
+@pytest.mark.flask_only
 def test_a_dropped_tenants_tokens_go_with_it(
     app: Flask, locked: Callable[..., FlaskClient]
 ) -> None:
@@ -312,6 +315,7 @@ def test_a_dropped_tenants_tokens_go_with_it(
         assert locked().get(DEPARTMENTS, headers=headers).status_code == 401
 
 
+@pytest.mark.flask_only
 def test_a_version_without_tenants_takes_no_tenants_token_for_one_of_all(
     app: Flask, issued: dict[str | None, dict[str, str]]
 ) -> None:
@@ -351,6 +355,7 @@ def test_a_preflight_is_answered_for_every_tenant(
     assert "X-Tenant" in answer.headers["Access-Control-Allow-Headers"]
 
 
+@pytest.mark.flask_only
 def test_all_of_a_request_works_on_the_tenants_database(app: Flask) -> None:
     """Session, engine and mixin; the next request begins anew."""
     seen: list[set[Any]] = []

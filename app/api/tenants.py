@@ -5,32 +5,22 @@ from __future__ import annotations
 from flask import Response
 from flask_restx import Namespace, Resource
 
-from app import onboarding, tenants
 from app.api.documentation import describe
 from app.api.exchange import CURRENT, respond
-from app.db import db
-from app.schemas import DeleteTenantQuery, TenantQuery, TenantSchema
-from app.web import answers, requests
-from app.web.answers import NOTHING
+from app.web.tenants import DELETE_QUERY, PAGE_QUERY, Tenants
 
 namespace = Namespace("tenants", "Who has a database of their own.", path="/tenants")
-schema = TenantSchema()
-page_query = TenantQuery()
-delete_query = DeleteTenantQuery()
+tenants = Tenants(lambda work: work())
 
 
 @namespace.route("", endpoint="tenants")
-class Tenants(Resource):  # type: ignore[misc]
+class ManyTenants(Resource):  # type: ignore[misc]
     @describe(
-        namespace, {200: "TenantPage"}, refusals=(422,), query=page_query, of_the_service=True
+        namespace, {200: "TenantPage"}, refusals=(422,), query=PAGE_QUERY, of_the_service=True
     )
     def get(self) -> Response:
         """List tenants in the order of their names."""
-        query = requests.query(CURRENT, page_query)
-        found = tenants.list_all(db.default_engine, query["after"], query["limit"] + 1)
-        shown, more = found[: query["limit"]], len(found) > query["limit"]
-        after = shown[-1].name if more else None
-        return respond(answers.page(CURRENT, schema.dump(shown, many=True), after))
+        return respond(tenants.list(CURRENT))
 
     @describe(
         namespace,
@@ -44,10 +34,7 @@ class Tenants(Resource):  # type: ignore[misc]
 
         What was begun and broken off is finished.
         """
-        tenant, created = onboarding.create(**requests.body(CURRENT, schema))
-        path = f"{CURRENT.root}{CURRENT.path}/{tenant.name}"
-        status, header = (201, "Location") if created else (200, "Content-Location")
-        return respond(answers.as_json(schema.dump(tenant), status, {header: path}))
+        return respond(tenants.create(CURRENT))
 
 
 @namespace.route("/<string:name>", endpoint="tenant")
@@ -55,17 +42,15 @@ class OneTenant(Resource):  # type: ignore[misc]
     @describe(namespace, {200: "Tenant"}, refusals=(404,), of_the_service=True)
     def get(self, name: str) -> Response:
         """Show a tenant, also one that is being created or dropped."""
-        return respond(answers.as_json(schema.dump(tenants.get(db.default_engine, name))))
+        return respond(tenants.show(CURRENT, name))
 
     @describe(
         namespace,
         {204: ""},
         refusals=(404, 409, 422),
-        query=delete_query,
+        query=DELETE_QUERY,
         of_the_service=True,
     )
     def delete(self, name: str) -> Response:
         """Drop a tenant with its database and its tokens, for good."""
-        query = requests.query(CURRENT, delete_query)
-        onboarding.drop(name, force=query["force"] == "true")
-        return respond(NOTHING)
+        return respond(tenants.delete(CURRENT, name))

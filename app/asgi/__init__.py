@@ -1,4 +1,4 @@
-"""The departments and employees API as an ASGI application: FastAPI, asyncpg, no thread a request.
+"""The API as an ASGI application, but for duplicates: FastAPI, asyncpg, and no thread a request.
 
 Schemas, problems, statements and units of work are those of the Flask service.
 """
@@ -20,17 +20,19 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import metrics, telemetry, transactions
+from app.aio import perform
 from app.asgi import documentation, routes
+from app.asgi.administration import Administration
 from app.asgi.gate import Gate
 from app.asgi.observed import Observed
 from app.asgi.work import Work
-from app.async_database import make_async_engine, make_sessions
-from app.config import SUBDOMAIN, Settings, load_settings
+from app.async_database import make_async_engine, make_sessions, make_tenant_engines
+from app.config import Settings, load_settings
 from app.database import EMBEDDED_NAME, bind_models
-from app.errors import ConfigurationError
 from app.headers import sharing
 from app.models import Record
 from app.observability import count_retry
+from app.pool import AwaitedCap
 from migrations_bootstrap.embedded import EmbeddedServer
 
 TICK = 1.0  # seconds
@@ -42,14 +44,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> FastAPI:
     Raises ConfigurationError for a setting that cannot be used.
     """
     settings = load_settings(config)
-    if settings.tenant_source == SUBDOMAIN:
-        raise ConfigurationError(
-            "ROLLCALL_TENANT_SOURCE: tenants are served by gunicorn alone, see docs/async.md"
-        )
     server = None if settings.database_url else EmbeddedServer(Path(Flask("app").instance_path))
     url = make_url(server.url(EMBEDDED_NAME)) if server else settings.database_url
     assert url is not None  # noqa: S101 - one of the two is there, tells mypy so
-    engine = make_async_engine(url, settings, server.attach if server else None)
+    attach, cap = server.attach if server else None, AwaitedCap(settings.connection_cap)
+    engine = make_async_engine(url, settings, attach, cap)
+    tenants = make_tenant_engines(url, settings, attach, cap)
     bind_models()
     Record.abind(engine, settings.retry_policy)
     if settings.sentry_dsn:
@@ -66,8 +66,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> FastAPI:
     app.state.server = server
     app.state.engine = engine
     app.state.sessions = make_sessions(engine)
-    app.state.work = Work(settings, engine.sync_engine)
-    routes.init_app(app)
+    app.state.work = Work(settings, engine.sync_engine, tenants)
+    routes.init_app(app, Administration(settings, url, attach))
     documentation.init_app(app)
     return app
 
@@ -107,6 +107,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         ticking.cancel()
         await app.state.engine.dispose()
+        await perform(app.state.work.tenants.dispose)
 
 
 async def _tick() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastapi import FastAPI, Request
 from flask import Flask
@@ -14,11 +13,10 @@ from starlette.responses import Response
 
 from app import api, headers
 from app.config import load_settings
-from app.routing import NAMED_BY
 from app.web import BASE
 
 DOCUMENT = f"{BASE}/swagger.json"
-NOT_HERE = ("/duplicates", "/merges", "/tenants")
+NOT_HERE = ("/duplicates", "/merges")
 KEPT = ("Content-Type", "Content-Security-Policy", "Location")
 
 
@@ -75,12 +73,4 @@ def _without_what_is_not_here(document: bytes) -> bytes:
         for path, operations in content["paths"].items()
         if not path.startswith(NOT_HERE)
     }
-    for operation in _operations(content):
-        told = operation.get("parameters", [])
-        operation["parameters"] = [one for one in told if one.get("name") != NAMED_BY]
     return json.dumps(content).encode()
-
-
-def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for operations in document["paths"].values():
-        yield from (one for name, one in operations.items() if name != "parameters")

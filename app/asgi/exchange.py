@@ -52,6 +52,7 @@ class AsgiRequest:
     """A request of ASGI's; its body is awaited when it is read, which is in a greenlet."""
 
     token: Token | None = None
+    tenant: str | None = None
 
     def __init__(self, scope: Scope, receive: Receive, longest: int, patience: float) -> None:
         self._scope = scope

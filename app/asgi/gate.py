@@ -19,13 +19,11 @@ from app.errors import (
     ConfigurationError,
     NotAuthenticated,
     ScopeMissing,
-    TenantForbidden,
-    TenantUnknown,
 )
 from app.limits import Failures, too_many_requests
 from app.loopback import require_loopback
 from app.observability import Exchange
-from app.routing import NAMED_BY
+from app.routing import tenant_of
 from app.security import require_known_page, required_scope
 from app.tokens import Token
 from app.web import problems
@@ -94,8 +92,6 @@ class Gate:
         if work.settings.auth != "off" and wanted is not None:
             request.token = await _authorize(work, request, wanted)
             known.token = request.token.name
-        if wanted is not None:
-            _require_no_tenant(request)
         if work.settings.rate_limit and name not in NEVER_LIMITED:
             token = request.token
             self._rates = self._rates or Rates(work.settings)
@@ -103,10 +99,15 @@ class Gate:
             headers.update(await self._rates.count(whose))
         if route is None:
             raise NotFound
-        if request.method == "OPTIONS":
-            return Response(headers={"Allow": ", ".join(allowed)})
         if request.method not in allowed:
             raise MethodNotAllowed(allowed)
+        source = work.settings.tenant_source
+        tenant = tenant_of(name, request.method, request.headers, request.token, source)
+        request.tenant = tenant
+        if request.method == "OPTIONS":
+            if tenant is not None:
+                await work.do_alone(lambda: work.tenants.of(tenant))
+            return Response(headers={"Allow": ", ".join(allowed)})
         return None
 
 
@@ -142,15 +143,6 @@ def _find(scope: Scope) -> tuple[Route | None, Sequence[str]]:
             found.append(route)
     methods = {method for route in found for method in route.methods or ()}
     return (found[0] if found else None), sorted(methods | {"OPTIONS"} if found else methods)
-
-
-def _require_no_tenant(request: AsgiRequest) -> None:
-    """Refuse who asks for a tenant: their databases are the Flask service's alone to reach."""
-    if request.token is not None and request.token.tenant is not None:
-        raise TenantForbidden
-    named = request.headers.get(NAMED_BY)
-    if named is not None:
-        raise TenantUnknown(named)
 
 
 async def _authorize(work: Work, request: AsgiRequest, wanted: str) -> Token:

@@ -10,18 +10,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from app import metrics
+from app.asgi.administration import Administration
 from app.asgi.exchange import AsgiRequest, respond
 from app.asgi.work import Work
 from app.async_database import get_session
 from app.web import BASE, probes, problems
 from app.web.answers import Answer
 from app.web.records import DEPARTMENTS, EMPLOYEES, create_batch
+from app.web.tenants import Tenants
 
 Session = Annotated[AsyncSession, Depends(get_session)]
-Operation = Callable[..., Answer]  # of a request, and of an id if the path has one
+Operation = Callable[..., Answer]  # of a request, and of an id or name if the path has one
 
 
-def init_app(app: FastAPI) -> None:
+def init_app(app: FastAPI, administer: Administration) -> None:
     """Add the API and the probes to the application."""
     for kind, records in (("department", DEPARTMENTS), ("employee", EMPLOYEES)):
         collection = f"{BASE}/{kind}s"
@@ -37,6 +39,9 @@ def init_app(app: FastAPI) -> None:
             PATCH=records.change,
             DELETE=records.delete,
         )
+    tenants = Tenants(administer)
+    _add(app, f"{BASE}/tenants", "api.tenants", GET=tenants.list, POST=tenants.create)
+    _add(app, f"{BASE}/tenants/{{name}}", "api.tenant", GET=tenants.show, DELETE=tenants.delete)
     app.add_route("/healthz", _healthz, name="health.healthz")
     app.add_route("/readyz", _readyz, name="health.readyz")
     app.add_route("/metrics", _metrics, name="health.metrics")
@@ -56,7 +61,9 @@ def _endpoint(operation: Operation) -> Callable[..., Any]:
         work: Work = request.app.state.work
         ids = request.path_params.values()
         try:
-            answer = await work.do(lambda: operation(asked, *ids), session.sync_session)
+            answer = await work.do(
+                lambda: operation(asked, *ids), session.sync_session, asked.tenant
+            )
         except Exception as error:
             answer = problems.respond(error, asked)
         response = respond(answer)

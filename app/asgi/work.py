@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app import tokens
 from app.aio import perform
 from app.config import Settings
+from app.engines import TenantEngines
 from app.place import Place, at_hand
 from app.token_cache import TokenCache
 
@@ -32,20 +33,28 @@ def at(place: Place) -> Iterator[None]:
 
 @dataclass
 class Work:
-    """An application's settings and engine, and what it remembers of tokens."""
+    """An application's settings, engine and tenants, and what it remembers of tokens."""
 
     settings: Settings
     engine: Engine
+    tenants: TenantEngines
 
     def __post_init__(self) -> None:
         self._tokens = TokenCache(self._alone(tokens.find), self._alone(tokens.note_use))
 
-    async def do(self, work: Callable[[], Result], session: Session) -> Result:
-        """Do some work with a session."""
+    async def do(
+        self, work: Callable[[], Result], session: Session, tenant: str | None = None
+    ) -> Result:
+        """Do some work with a session, on a tenant's database if one is named.
+
+        Raises TenantUnknown.
+        """
         place = Place(self.settings, self.engine, session)
 
         def there() -> Result:
             with at(place):
+                if tenant is not None:
+                    place.use(self.tenants.of(tenant))
                 return work()
 
         return await perform(there)

@@ -334,4 +334,6 @@ REFUSED_VALUES = frozenset({"23502", "23514", "44000", "P0001"})  # not null, ch
 CONFLICTS = frozenset({"23001", "23503", "23505", "23P01"})  # foreign, unique, exclusion
 # Read-only, a standby (which knows no SERIALIZABLE), unknown, time-outs.
 NOT_NOW = frozenset({"0A000", "25006", "40003", "55000", "55P03", "57014"})
-NOT_NOW_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system
+# Connection, refused user, no such database (psycopg2 has no SQLSTATE then), resources, operator,
+# system.
+NOT_NOW_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
