@@ -49,7 +49,7 @@ help: ## Say what can be made.
 run: .venv/run ## Serve on 127.0.0.1:8000 (BIND and PORT change it), the database started if need be.
 	@ROLLCALL_AUTH=$${ROLLCALL_AUTH:-off} exec $(BIN)/gunicorn wsgi:app
 
-run-async: .venv/async ## Serve departments and employees under FastAPI and uvicorn, in the same way.
+run-async: .venv/async ## Serve departments, employees and tenants under FastAPI and uvicorn, in the same way.
 	@ROLLCALL_AUTH=$${ROLLCALL_AUTH:-off} exec $(BIN)/uvicorn asgi:app --host $${BIND:-127.0.0.1} --port $${PORT:-8000} --no-proxy-headers
 
 test: .venv/test ## Run the whole suite against a real PostgreSQL.

@@ -400,12 +400,12 @@ def test_an_unforeseen_error_is_a_problem_wherever_it_happens(
 
 
 @contextmanager
-def serving(folder: Path, **environment: str) -> Iterator[Service]:
+def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Service]:
     """Run uvicorn as the documentation says."""
     port, log = free_port(), folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [UVICORN, "asgi:app", f"--port={port}"],
+            [UVICORN, "asgi:app", f"--port={port}", *arguments],
             cwd=ROOT,
             env={**os.environ, **environment},
             stdout=output,

@@ -22,24 +22,36 @@ from tests.isolation import ACTIONS, Client, Directory, Send, Step
 from tests.races import started
 from tests.serving import Service, serving
 from tests.tenancy import PATTERN, database_of
+from tests.test_asgi import serving as serving_by_uvicorn
 
 TENANTS = 40
 CLIENTS = 12
 MANY = 1000
 SECONDS = 45.0
-PASSING = "soak-passing"
 
 
-@pytest.fixture(scope="module")
-def service(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    url = server.url("soak")
+@pytest.fixture(params=["gunicorn", "uvicorn"])
+def service_kind(request: pytest.FixtureRequest) -> str:
+    """The server, and what the names of its tenants begin with."""
+    return str(request.param)
+
+
+@pytest.fixture
+def service(server: EmbeddedServer, tmp_path: Path, service_kind: str) -> Iterator[Service]:
+    url = server.url(service_kind)
     bootstrap(url, NATURAL_KEYS)
-    with serving(
-        tmp_path_factory.mktemp("soak"),
-        DATABASE_URL=url,
-        ROLLCALL_TENANT_DATABASE=PATTERN,
-        ROLLCALL_MAX_CONNECTIONS="8",
-        LOG_LEVEL="ERROR",
+    settings = {
+        "DATABASE_URL": url,
+        "ROLLCALL_AUTH": "off",
+        "ROLLCALL_TENANT_DATABASE": PATTERN,
+        "ROLLCALL_MAX_CONNECTIONS": "8",
+        "LOG_LEVEL": "ERROR",
+    }
+    by_uvicorn = service_kind == "uvicorn"
+    with (
+        serving_by_uvicorn(tmp_path, "--workers=2", **settings)
+        if by_uvicorn
+        else serving(tmp_path, **settings)
     ) as service:
         yield service
 
@@ -61,13 +73,15 @@ def sender(service: Service) -> Send:
     return send
 
 
-def test_no_record_shows_in_another_tenant(service: Service, server: EmbeddedServer) -> None:
+def test_no_record_shows_in_another_tenant(
+    service: Service, server: EmbeddedServer, service_kind: str
+) -> None:
     """And a tenant that comes and goes all the time never has what the one before had."""
-    names = [f"soak-{number}" for number in range(TENANTS)]
+    names = [f"{service_kind}-{number}" for number in range(TENANTS)]
     for name in names:
         assert service.call("POST", "/api/v1/tenants", {"name": name})[0] == 201
     urls: dict[str | None, Any] = {name: make_url(server.url(database_of(name))) for name in names}
-    directory = Directory({**urls, None: make_url(server.url("soak"))})
+    directory = Directory({**urls, None: make_url(server.url(service_kind))})
     end = time.monotonic() + SECONDS
     steps = [0] * CLIENTS
 
@@ -80,7 +94,7 @@ def test_no_record_shows_in_another_tenant(service: Service, server: EmbeddedSer
             steps[number] += 1
 
     ends = [started(lambda number=number: work(number)) for number in range(CLIENTS)]
-    lives = come_and_go(sender(service), end)
+    lives = come_and_go(sender(service), f"{service_kind}-passing", end)
     for finish in ends:
         finish()
     rows = directory.check()
@@ -118,17 +132,17 @@ def test_a_thousand_tenants_share_a_hundred_connections(tmp_path: Path) -> None:
             assert list(clients.map(look, names)) == [[name] for name in names]
 
 
-def come_and_go(send: Send, end: float) -> int:
+def come_and_go(send: Send, name: str, end: float) -> int:
     """Create and drop a tenant until it is time; return how often that was."""
     lives = 0
     while time.monotonic() < end:
-        assert send("POST", "/api/v1/tenants", None, {"name": PASSING})[0] == 201
+        assert send("POST", "/api/v1/tenants", None, {"name": name})[0] == 201
         for _ in range(8):  # both workers know it
-            status, found = send("GET", "/api/v1/departments", PASSING, None)
+            status, found = send("GET", "/api/v1/departments", name, None)
             assert (status, found["items"]) == (200, [])
-        assert send("POST", "/api/v1/departments", PASSING, {"name": f"Life {lives}"})[0] == 201
-        assert send("DELETE", f"/api/v1/tenants/{PASSING}", None, None)[0] == 204
+        assert send("POST", "/api/v1/departments", name, {"name": f"Life {lives}"})[0] == 201
+        assert send("DELETE", f"/api/v1/tenants/{name}", None, None)[0] == 204
         for _ in range(8):
-            assert send("GET", "/api/v1/departments", PASSING, None)[0] == 404
+            assert send("GET", "/api/v1/departments", name, None)[0] == 404
         lives += 1
     return lives
