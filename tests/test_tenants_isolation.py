@@ -116,7 +116,7 @@ def send_of(client: FlaskClient) -> Send:
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(plans=st.lists(steps, min_size=CLIENTS, max_size=CLIENTS))
 def test_no_record_shows_in_another_tenant(
