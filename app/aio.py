@@ -203,12 +203,16 @@ class Asyncpg(Driver):
         beginning: str,
         text: StatementText,
         parameters: Mapping[str, Any],
+        attempt: int,
     ) -> list[tuple[Any, ...]]:
         own: Any = connection.driver_connection
+        alone = attempt == 1 and text.at_once and getattr(own, "begins_with", None) == beginning
         try:
-            return await_only(_transaction(own, beginning, text, parameters))
+            if alone and (rows := await_only(_at_once(own, text, parameters))) is not None:
+                return rows
+            return await_only(_transaction(own, beginning + text.beginning, text, parameters))
         except Exception as error:
-            if getattr(error, "sqlstate", None) == FEATURE_NOT_SUPPORTED:
+            if not alone and getattr(error, "sqlstate", None) == FEATURE_NOT_SUPPORTED:
                 # A column has another type by now; asyncpg prepares anew, but not in a transaction.
                 raise LostRace from error
             raised = _as_sqlalchemys(engine, own, text.sql, error)
@@ -221,6 +225,21 @@ class Asyncpg(Driver):
 
 
 ASYNCPG = Asyncpg()
+
+
+async def _at_once(
+    own: Any, text: StatementText, parameters: Mapping[str, Any]
+) -> list[tuple[Any, ...]] | None:
+    """Send a statement alone, which is a transaction; return its rows, or None: it did nothing.
+
+    Then the connection is not as it was told to be, and is not asked again. Raises what asyncpg
+    does.
+    """
+    rows: list[tuple[Any, ...]] = await own.fetch(text.at_once, *text.in_order(parameters))
+    if rows and all(value is None for value in rows[-1]):
+        own.begins_with = None
+        return None
+    return rows
 
 
 async def _transaction(

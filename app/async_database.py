@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -24,6 +25,7 @@ from app.engines import TenantEngines
 from app.errors import SessionShared
 from app.models import NATURAL_KEYS
 from app.pool import AsyncCountingPool, AwaitedCap
+from app.transactions import beginning_of, defaults_of
 from migrations_bootstrap import Bootstrap, bootstrap
 from migrations_bootstrap.interruption import Interruption, interruption
 
@@ -49,7 +51,18 @@ GOODBYE = 2.0  # seconds
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's, which waits for a server that is gone no longer than a moment to say goodbye."""
+    """asyncpg's, which waits for a server that is gone no longer than a moment to say goodbye.
+
+    ``begins_with`` is SQL that need not be sent: each statement that is sent alone begins so.
+    """
+
+    begins_with: str | None = None
+
+    def transaction(self, *, isolation: str | None = None, **options: Any) -> Any:
+        """Begin at READ COMMITTED, which is not the connection's own level, unless it is told."""
+        if self.begins_with is not None and not self.is_in_transaction():
+            isolation = isolation or "read_committed"
+        return super().transaction(isolation=isolation, **options)
 
     async def close(self, *, timeout: float | None = GOODBYE) -> None:
         try:
@@ -63,12 +76,15 @@ def make_async_engine(
     settings: Settings,
     attach: Callable[[], object] | None = None,
     cap: AwaitedCap | None = None,
+    at_once: bool = False,
 ) -> AsyncEngine:
     """Return an engine with the pool settings of the Flask side; it connects nowhere yet.
 
     ``attach`` is called before each connect, in a thread: an embedded server may be gone by then.
+    ``at_once`` is for an engine whose work is get_or_create: see :class:`Opener`.
     """
-    return _make(url, async_creator=_opener(url, settings, attach), **_options(settings, cap))
+    opener = Opener(settings, attach, at_once)
+    return _make(url, async_creator=partial(opener.open, url), **_options(settings, cap))
 
 
 def make_tenant_engines(
@@ -76,13 +92,13 @@ def make_tenant_engines(
 ) -> TenantEngines:
     """Return the engines of the tenants, to be used in a greenlet: see ``aio.perform``."""
     options = _options(settings, cap)
-    creator = _opener(url, settings, attach)
+    to_registry, to_tenants = Opener(settings, attach), Opener(settings, at_once=True)
 
     def make(url: URL, **options: Any) -> Engine:
-        return _make(url, async_creator=creator, **options).sync_engine
+        return _make(url, async_creator=partial(to_registry.open, url), **options).sync_engine
 
     def open(dialect: Any, url: URL) -> Any:
-        return dialect.connect(async_creator_fn=_opener(url, settings))
+        return dialect.connect(async_creator_fn=partial(to_tenants.open, url))
 
     return TenantEngines(url, options, make, open)
 
@@ -92,30 +108,59 @@ def _make(url: URL, **options: Any) -> AsyncEngine:
 
 
 def _options(settings: Settings, cap: AwaitedCap | None) -> dict[str, Any]:
-    """Return the Flask side's options, without what psycopg2 alone is told."""
+    """Return the Flask side's options, without what psycopg2 alone is told.
+
+    All connections are kept: an event loop has as many requests at work as come, and would close
+    and open one of the overflow for each of a dozen.
+    """
     options = engine_options(settings, cap)
     for name in ("connect_args", "use_native_hstore"):
         del options[name]
-    return {**options, "poolclass": AsyncCountingPool}
+    most = settings.pool_size + settings.max_overflow
+    return {**options, "poolclass": AsyncCountingPool, "pool_size": most, "max_overflow": 0}
 
 
-def _opener(
-    url: URL, settings: Settings, attach: Callable[[], object] | None = None
-) -> Callable[[], Awaitable[Any]]:
-    """Return what opens a connection of asyncpg's."""
-    dsn = asyncpg_dsn(url)
+class Opener:
+    """Opens connections of asyncpg's.
 
-    async def connect() -> Any:
-        if attach is not None:
-            await asyncio.to_thread(attach)
-        return await asyncpg.connect(
-            dsn,
-            timeout=settings.connect_timeout,
+    ``at_once``: on these get_or_create is one statement and one round trip, since each transaction
+    begins as it should by itself: at SERIALIZABLE, with the settings' limits, and without sequential
+    scans. What SQLAlchemy begins is at READ COMMITTED, but has the rest. A pooler that refuses such
+    options is asked without them from then on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        attach: Callable[[], object] | None = None,
+        at_once: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._attach = attach
+        self._begins_with = beginning_of(settings.retry_policy) if at_once else None
+
+    async def open(self, url: URL) -> Connection:
+        """Return a new connection. Raises what asyncpg does."""
+        if self._attach is not None:
+            await asyncio.to_thread(self._attach)
+        if self._begins_with is None:
+            return await self._connect(url)
+        try:
+            connection = await self._connect(url, **defaults_of(self._settings.retry_policy))
+        except asyncpg.ProtocolViolationError:
+            self._begins_with = None
+            return await self._connect(url)
+        connection.begins_with = self._begins_with
+        return connection
+
+    async def _connect(self, url: URL, **defaults: str) -> Connection:
+        connection: Connection = await asyncpg.connect(
+            asyncpg_dsn(url),
+            timeout=self._settings.connect_timeout,
             connection_class=Connection,
-            server_settings={"application_name": APPLICATION_NAME},
+            server_settings={"application_name": APPLICATION_NAME, **defaults},
         )
-
-    return connect
+        return connection
 
 
 def asyncpg_dsn(url: URL) -> str:

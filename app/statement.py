@@ -73,14 +73,19 @@ def _compile(
     types: Mapping[str, TypeEngine[Any]],
     returned: Mapping[str, Column[Any]],
     dialect: Dialect,
+    at_once: CompoundSelect[Any] | Select[Any] | None = None,
 ) -> Plan:
-    """Compile a statement, given the types of its parameters and the columns that it returns."""
+    """Compile a statement, given the types of its parameters and the columns that it returns.
+
+    ``at_once`` is it as it is sent alone, where it can be: its parameters are in the same order.
+    """
     compiled = statement.compile(dialect=dialect)
+    alone = None if at_once is None else str(at_once.compile(dialect=dialect))
     columns = {name: column.type for name, column in returned.items()}
     tables = {sql_name(column.table, dialect) for column in returned.values()}
     order = tuple(compiled.positiontup or compiled.params)
     return Plan(
-        text=StatementText(str(compiled), order, after_lists(tables), dialect.positional),
+        text=StatementText(str(compiled), order, after_lists(tables), dialect.positional, alone),
         fixed={name: value for name, value in compiled.params.items() if name not in types},
         bind=_needed(types, lambda kind: kind.bind_processor(dialect), dialect),
         names=tuple(columns),
@@ -189,7 +194,7 @@ def plan_for(shape: Shape, dialect: Dialect) -> Plan:
     """Compile the statement of a shape, once."""
     columns = columns_of(shape.model)
     types = {parameter: columns[of].type for parameter, of in shape.parameters.items()}
-    return _compile(build(shape), types, columns, dialect)
+    return _compile(build(shape), types, columns, dialect, build(shape, at_once=True))
 
 
 @lru_cache(maxsize=256)
@@ -198,10 +203,11 @@ def plan_for_token(mapper: Mapper[Any], dialect: Dialect) -> Plan:
     columns = columns_of(mapper.class_)
     types = dict.fromkeys(TOKENS, columns["creation_token"].type)
     tokens = [bindparam(name, type_=kind) for name, kind in types.items()]
-    return _compile(_rows_by_token(mapper.class_, tokens), types, columns, dialect)
+    rows = _rows_by_token(mapper.class_, tokens)
+    return _compile(rows, types, columns, dialect, at_once=rows)
 
 
-def build(shape: Shape) -> CompoundSelect[Any]:
+def build(shape: Shape, at_once: bool = False) -> CompoundSelect[Any]:
     """Build the statement: the canonical row of the key, or else the row that it inserts.
 
     Before the row come true, if it was created with the call's token; false, if with another token
@@ -210,6 +216,9 @@ def build(shape: Shape) -> CompoundSelect[Any]:
     ``matching`` is materialised so that the planner looks in the index of the key. It would not
     if it believed that walking the primary key in order finds a match sooner, and at SERIALIZABLE
     a walk locks every page that it reads.
+
+    ``at_once`` is for a connection that may or may not be at SERIALIZABLE: where it is not, nothing
+    is inserted, and the last row is of NULLs.
     """
     columns = columns_of(shape.model)
     values = {
@@ -224,8 +233,21 @@ def build(shape: Shape) -> CompoundSelect[Any]:
     matching = _matching(selects)
     found = _first(matching, shape.model).cte("_found")
     stored = _stored(shape.model, operands)
-    created = _insert(shape.model, stored, select(*stored.values()).where(~exists(select(found))))
-    return union_all(select(*found.columns), select(true(), *created.columns))
+    missing = select(*stored.values()).where(~exists(select(found)))
+    if not at_once:
+        created = _insert(shape.model, stored, missing)
+        return union_all(select(*found.columns), select(true(), *created.columns))
+    created = _insert(shape.model, stored, missing.where(AT_SERIALIZABLE))
+    return union_all(
+        select(*found.columns),
+        select(true(), *created.columns),
+        select(*(null() for _ in found.columns)).where(~AT_SERIALIZABLE),
+    )
+
+
+AT_SERIALIZABLE = func.current_setting(literal_column("'transaction_isolation'")) == literal_column(
+    "'serializable'"
+)
 
 
 def _canonical_rows(model: type[Any]) -> Select[Any]:

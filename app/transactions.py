@@ -217,7 +217,7 @@ def run(
             Session(connection, expire_on_commit=False) as session,
         ):
             # By way of the session: it commits only a transaction that it began itself.
-            begin(session.connection(), f"{SERIALIZABLE}{limits(policy)}{beginning}")
+            begin(session.connection(), beginning_of(policy) + beginning)
             result = work(session, unanswered)
             session.flush()
             try:
@@ -252,6 +252,10 @@ class StatementText:
     connection, also where a pooler passes several off as one. ``beginning`` goes before it in its
     transaction. ``is_numbered`` where the driver takes $1, $2 … itself, and the parameters in that
     order.
+
+    ``at_once`` is the same, with the same parameters, for a driver that can send no beginning with
+    it. It may rely on the connection to be at SERIALIZABLE, and does nothing but to give a row of
+    NULLs where it is not. Without it there is no such way.
     """
 
     def __init__(
@@ -260,8 +264,10 @@ class StatementText:
         parameters: Sequence[str],
         beginning: str = "",
         is_numbered: bool = False,
+        at_once: str | None = None,
     ) -> None:
         self.beginning = beginning
+        self.at_once = at_once
         self.parameters = parameters
         self.is_numbered = is_numbered
         self.sql = sql
@@ -298,16 +304,14 @@ def execute(
     It is the driver's cursor that sends it, so that SQLAlchemy's events of execution do not fire:
     a Connection and its result would double what a call costs here. Errors are SQLAlchemy's.
     """
-    beginning = f"{SERIALIZABLE}{limits(policy)}"
+    beginning = beginning_of(policy)
 
     def attempt(number: int) -> list[tuple[Any, ...]]:
         text, parameters = statement(number)
         connection = _borrow(engine)
         try:
             with _leaving_read_only_servers(engine, connection, number):
-                return driver.get().send(
-                    engine, connection, beginning + text.beginning, text, parameters
-                )
+                return driver.get().send(engine, connection, beginning, text, parameters, number)
         finally:
             connection.close()
 
@@ -360,10 +364,14 @@ class Driver:
         beginning: str,
         text: StatementText,
         parameters: Mapping[str, Any],
+        attempt: int,
     ) -> list[tuple[Any, ...]]:
-        """Run a statement as a transaction of its own; return its rows. Raises DBAPIError."""
+        """Run a statement as a transaction of its own; return its rows. Raises DBAPIError.
+
+        ``beginning`` is that of its policy; that of the statement follows.
+        """
         try:
-            return _send(connection, beginning, text, parameters)
+            return _send(connection, beginning + text.beginning, text, parameters)
         except engine.dialect.loaded_dbapi.Error as error:
             raise _wrapped(engine, connection, text.sql, parameters, error) from error
 
@@ -515,6 +523,25 @@ def after_lists(tables: Iterable[str]) -> str:
     it costs some 2 µs.
     """
     return f"LOCK TABLE {', '.join(tables)} IN ROW EXCLUSIVE MODE; "
+
+
+def beginning_of(policy: RetryPolicy) -> str:
+    """Return the SQL that each unit of work of a policy begins with."""
+    return f"{SERIALIZABLE}{limits(policy)}"
+
+
+def defaults_of(policy: RetryPolicy) -> dict[str, str]:
+    """Return the settings of a connection on which all begin so, without being told.
+
+    Not for each: PgBouncer refuses them as start-up options, and what else is done there begins
+    so as well.
+    """
+    return {
+        "default_transaction_isolation": "serializable",
+        "enable_seqscan": "off",
+        "lock_timeout": str(_milliseconds(policy.lock_timeout)),
+        "statement_timeout": str(_milliseconds(policy.statement_timeout)),
+    }
 
 
 def limits(policy: RetryPolicy) -> str:

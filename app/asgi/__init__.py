@@ -48,7 +48,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> FastAPI:
     url = make_url(server.url(EMBEDDED_NAME)) if server else settings.database_url
     assert url is not None  # noqa: S101 - one of the two is there, tells mypy so
     attach, cap = server.attach if server else None, AwaitedCap(settings.connection_cap)
-    engine = make_async_engine(url, settings, attach, cap)
+    engine = make_async_engine(url, settings, attach, cap, at_once=True)
     tenants = make_tenant_engines(url, settings, attach, cap)
     bind_models()
     Record.abind(engine, settings.retry_policy)
