@@ -19,15 +19,26 @@ class Place:
 
     settings: Any
     default_engine: Engine
-    session: Session
     began: float | None = None
 
     def __post_init__(self) -> None:
         self.engine = self.default_engine
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The session of the work, made for who asks for it: get_or_create needs none."""
+        self._session = self._session or Session(self.engine, expire_on_commit=False)
+        return self._session
 
     def use(self, engine: Engine) -> None:
-        """Work on another database from now on."""
-        self.engine = self.session.bind = engine
+        """Work on another database from now on; to be told before the session is asked for."""
+        self.engine = engine
+
+    def close(self) -> None:
+        """Close the session, if there is one."""
+        if self._session is not None:
+            self._session.close()
 
 
 at_hand: ContextVar[Place | None] = ContextVar("at_hand", default=None)

@@ -14,6 +14,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound, RequestURITooLarge
 
 from app.asgi.exchange import AsgiRequest, address, respond
 from app.asgi.rates import Rates
+from app.asgi.routes import Resource
 from app.asgi.work import Work
 from app.errors import (
     ConfigurationError,
@@ -64,7 +65,9 @@ class Gate:
             await answer(scope, receive, send)
             return
         scope["rollcall.headers"] = headers
-        await self._app(scope, receive, send)
+        resource = scope["endpoint"]
+        past_the_rest = isinstance(resource, Resource)
+        await (resource if past_the_rest else self._app)(scope, receive, send)
 
     async def _stop(
         self,
@@ -106,7 +109,7 @@ class Gate:
         request.tenant = tenant
         if request.method == "OPTIONS":
             if tenant is not None:
-                await work.do_alone(lambda: work.tenants.of(tenant))
+                await work.do(lambda: work.tenants.of(tenant))
             return Response(headers={"Allow": ", ".join(allowed)})
         return None
 
@@ -131,14 +134,20 @@ def _(error: ConfigurationError) -> problems.Problem:
 
 
 def _find(scope: Scope) -> tuple[Route | None, Sequence[str]]:
-    """Return the route of a path, if there is one, and the methods that it, and others, take."""
+    """Return the route of a path, if there is one, and the methods that it, and others, take.
+
+    The scope is that of the route then, where it takes the request's own.
+    """
     found: list[Route] = []
     routes: Sequence[BaseRoute] = scope["app"].router.routes
     for route in routes:
         try:
-            match, _ = route.matches(scope)
+            match, known = route.matches(scope)
         except ValueError:  # an id of thousands of digits
             raise NotFound from None
+        if match is Match.FULL and isinstance(route, Route):
+            scope.update(known)
+            return route, sorted(route.methods or ())
         if match is not Match.NONE and isinstance(route, Route):
             found.append(route)
     methods = {method for route in found for method in route.methods or ()}

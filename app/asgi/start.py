@@ -30,4 +30,4 @@ async def start(app: FastAPI) -> None:
     tell_of_changes(await abootstrap(url, connect_timeout=settings.connect_timeout))
     if token is not None:
         work: Work = app.state.work
-        await work.do_alone(lambda: token_file.keep_token(work.engine, token))
+        await work.do(lambda: token_file.keep_token(work.engine, token))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 from app import tokens
 from app.aio import perform
@@ -22,13 +21,14 @@ Subject = TypeVar("Subject")
 
 
 @contextmanager
-def at(place: Place) -> Iterator[None]:
+def at(place: Place) -> Iterator[Place]:
     """Have the body's work done at a place."""
     before = at_hand.set(place)
     try:
-        yield
+        yield place
     finally:
         at_hand.reset(before)
+        place.close()
 
 
 @dataclass
@@ -42,39 +42,23 @@ class Work:
     def __post_init__(self) -> None:
         self._tokens = TokenCache(self._alone(tokens.find), self._alone(tokens.note_use))
 
-    async def do(
-        self, work: Callable[[], Result], session: Session, tenant: str | None = None
-    ) -> Result:
-        """Do some work with a session, on a tenant's database if one is named.
+    async def do(self, work: Callable[[], Result], tenant: str | None = None) -> Result:
+        """Do some work with a session of its own, on a tenant's database if one is named.
 
         Raises TenantUnknown.
         """
-        place = Place(self.settings, self.engine, session)
-
-        def there() -> Result:
-            with at(place):
-                if tenant is not None:
-                    place.use(self.tenants.of(tenant))
-                return work()
-
-        return await perform(there)
-
-    async def do_alone(self, work: Callable[[], Result]) -> Result:
-        """Do some work with a session of its own."""
-        return await perform(lambda: self._alone(lambda subject: work())(None))
+        return await perform(lambda: self._there(work, tenant))
 
     async def check(self, presented: str) -> tokens.Token | None:
         """Return the token that was presented; None where it is not valid."""
         return await perform(lambda: self._tokens.check(presented))
 
+    def _there(self, work: Callable[[], Result], tenant: str | None = None) -> Result:
+        with at(Place(self.settings, self.engine)) as place:
+            if tenant is not None:
+                place.use(self.tenants.of(tenant))
+            return work()
+
     def _alone(self, look: Callable[[Subject], Result]) -> Callable[[Subject], Result]:
         """Have a look at the database done with a session of its own."""
-
-        def alone(subject: Subject) -> Result:
-            with (
-                Session(self.engine, expire_on_commit=False) as session,
-                at(Place(self.settings, self.engine, session)),
-            ):
-                return look(subject)
-
-        return alone
+        return lambda subject: self._there(lambda: look(subject))
