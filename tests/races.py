@@ -51,14 +51,16 @@ def inserts_held(engine: Engine, table: str, which: str = "true") -> Iterator[Ga
 
 
 @contextmanager
-def inserts_meet(engine: Engine, table: str, count: int) -> Iterator[None]:
-    """Hold inserts into the table back until ``count`` of them have all done their look-up."""
+def inserts_meet(
+    engine: Engine, table: str, count: int, which: str = "true"
+) -> Iterator[None]:
+    """Hold inserts into the table, or some, back until ``count`` of them have all done their look-up."""
 
     def open_when_all_are_there() -> None:
         gate.wait_for(count)
         gate.open()
 
-    with inserts_held(engine, table) as gate:
+    with inserts_held(engine, table, which) as gate:
         opener = threading.Thread(target=open_when_all_are_there)
         opener.start()
         yield

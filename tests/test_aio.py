@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, String, create_engine, func, make_url, select, text
+from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -20,8 +22,10 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from app.aio import AsyncGetOrCreate, aexecute, aretry, arun
+from app.async_database import make_async_engine
 from app.call import read_call
-from app.errors import ContentionError, LostRace
+from app.config import load_settings
+from app.errors import ContentionError, LostRace, NotStored
 from app.statement import plan_for, shape_of, values_of
 from app.transactions import RetryPolicy, sqlstate
 from migrations_bootstrap.embedded import EmbeddedServer
@@ -89,11 +93,22 @@ def asynchronous(url: str, **options: Any) -> AsyncEngine:
     return create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), **options)
 
 
-def run(url: str, work: Callable[[AsyncEngine], Coroutine[Any, Any, Any]], **options: Any) -> Any:
+def at_once(url: str) -> AsyncEngine:
+    """Return an engine as the service has it, whose connections are at SERIALIZABLE."""
+    settings = load_settings({"DATABASE_URL": url, "ROLLCALL_AUTH": "off"})
+    return make_async_engine(make_url(url), settings, at_once=True)
+
+
+def run(
+    url: str,
+    work: Callable[[AsyncEngine], Coroutine[Any, Any, Any]],
+    make: Callable[..., AsyncEngine] = asynchronous,
+    **options: Any,
+) -> Any:
     """Run some work on an event loop and an engine of its own, to which pets are bound."""
 
     async def main() -> Any:
-        engine = asynchronous(url, **options)
+        engine = make(url, **options)
         Pet.abind(engine, PATIENT)
         try:
             return await work(engine)
@@ -190,8 +205,12 @@ def test_a_list_is_done_in_one_transaction(url: str, pets: Engine) -> None:
     assert len(rows(pets)) == 3
 
 
+@pytest.mark.parametrize("make", [asynchronous, at_once])
 def test_tasks_that_meet_make_one_row(
-    url: str, pets: Engine, caplog: pytest.LogCaptureFixture
+    url: str,
+    pets: Engine,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[..., AsyncEngine],
 ) -> None:
     """All have looked and found nothing; one of them is told that it created the row."""
 
@@ -200,19 +219,22 @@ def test_tasks_that_meet_make_one_row(
         return [(pet.id, created) for pet, created in await asyncio.gather(*calls)]
 
     with inserts_meet(pets, "pet", 4):
-        found = run(url, work)
+        found = run(url, work, make)
     assert len({id for id, _ in found}) == 1
     assert sum(created for _, created in found) == 1
     assert len(rows(pets)) == 1
     assert len(caplog.records) >= 3
 
 
-def test_a_lost_reply_is_looked_up_by_its_token(url: str, pets: Engine) -> None:
+@pytest.mark.parametrize(("make", "last"), [(asynchronous, b"COMMIT"), (at_once, b"Rex")])
+def test_a_lost_reply_is_looked_up_by_its_token(
+    url: str, pets: Engine, make: Callable[..., AsyncEngine], last: bytes
+) -> None:
     """The COMMIT happened, its reply was lost, and somebody has renamed the row since."""
 
     async def work(engine: AsyncEngine) -> tuple[str, bool]:
         await Pet.aget_or_create(owner="A", name="Warm")
-        proxy.lose_reply_to = b"COMMIT"
+        proxy.lose_reply_to = last
         pet, created = await Pet.aget_or_create(owner="A", name="Rex")
         return pet.name, created
 
@@ -220,7 +242,7 @@ def test_a_lost_reply_is_looked_up_by_its_token(url: str, pets: Engine) -> None:
         lossy_proxy(url) as (proxy, through),
         before_each_rerun(url, "UPDATE pet SET name = 'Max' WHERE name = 'Rex'"),
     ):
-        assert run(through, work) == ("Max", True)
+        assert run(through, work, make) == ("Max", True)
         assert proxy.lost == 1
     assert sorted(rows(pets)) == [("A", "Max"), ("A", "Warm")]
 
@@ -389,6 +411,111 @@ def test_a_column_that_has_another_type_by_now_is_no_error(url: str, pets: Engin
     alter("int")
 
 
+def test_a_call_is_one_packet_where_connections_are_as_it_needs_them(
+    url: str, pets: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At SERIALIZABLE, with the limits, and no sequential scan; what loses begins with the lock."""
+
+    async def work(engine: AsyncEngine) -> list[list[bytes]]:
+        sent = []
+        await Pet.aget_or_create(owner="A", name="Warm")
+        for name in ("Rex", "Rex"):
+            proxy.sent.clear()
+            await Pet.aget_or_create(owner="A", name=name)
+            sent.append(list(proxy.sent))
+        proxy.sent.clear()
+        with inserts_meet(pets, "pet", 2):
+            await asyncio.gather(*[Pet.aget_or_create(owner="A", name="Tom") for _ in "ab"])
+        return [*sent, list(proxy.sent)]
+
+    with lossy_proxy(url) as (proxy, through), recorded(pets) as settings:
+        *alone, raced = run(through, work, at_once)
+    assert [len(packets) for packets in alone] == [1, 1]
+    assert not any(b"BEGIN" in packet for (packet,) in alone)
+    assert [b"LOCK TABLE pet" in packet for packet in raced if b"BEGIN" in packet] == [True]
+    assert len(caplog.records) == 1
+    assert set(settings) == {("serializable", "2s", "10s", "off")}
+
+
+@contextmanager
+def recorded(pets: Engine) -> Iterator[list[tuple[str, ...]]]:
+    """Have each insert note the settings that it is made with; they are there at the end."""
+    names = ("transaction_isolation", "lock_timeout", "statement_timeout", "enable_seqscan")
+    current = ", ".join(f"current_setting('{name}')" for name in names)
+    with pets.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE noted (level text, lock text, statement text, scans text);"
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN INSERT INTO noted VALUES ({current}); RETURN NEW; END $$;"
+            "CREATE TRIGGER note BEFORE INSERT ON pet FOR EACH ROW EXECUTE FUNCTION note()"
+        )
+    found: list[tuple[str, ...]] = []
+    try:
+        yield found
+        with pets.connect() as connection:
+            found += [tuple(row) for row in connection.exec_driver_sql("SELECT * FROM noted")]
+    finally:
+        with pets.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER note ON pet; DROP FUNCTION note")
+            connection.exec_driver_sql("DROP TABLE noted")
+
+
+def test_a_connection_that_is_not_as_it_was_told_to_be_writes_nothing_below_serializable(
+    url: str, pets: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its calls begin their transactions themselves from then on, and race as well as any."""
+    def forget(connection: Any, *others: Any) -> None:
+        connection.run_async(lambda own: own.execute(TO_READ_COMMITTED))
+
+    async def work(engine: AsyncEngine) -> list[tuple[int, bool]]:
+        listen(engine.sync_engine, "connect", forget)
+        await Pet.aget_or_create(owner="A", name="Warm")
+        async with engine.connect() as connection:
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            assert raw.begins_with is None
+        calls = (Pet.aget_or_create(owner="A", name="Rex") for _ in range(3))
+        return [(pet.id, created) for pet, created in await asyncio.gather(*calls)]
+
+    with recorded(pets) as settings, inserts_meet(pets, "pet", 3, "NEW.name = 'Rex'"):
+        found = run(url, work, at_once)
+    assert len({id for id, _ in found}) == 1
+    assert sum(created for _, created in found) == 1
+    assert len(caplog.records) >= 2
+    assert {level for level, *_ in settings} == {"serializable"}
+
+
+# As behind a pooler that takes a client's options and does nothing about them.
+TO_READ_COMMITTED = "SET default_transaction_isolation = 'read committed'"
+
+
+def test_a_row_that_a_trigger_discards_is_tried_once(url: str, pets: Engine) -> None:
+    """Nothing was returned, which is not to say that the connection was not at SERIALIZABLE."""
+
+    async def work(engine: AsyncEngine) -> None:
+        await Pet.aget_or_create(owner="A", name="Warm")
+        with pytest.raises(NotStored):
+            await Pet.aget_or_create(owner="A", name="Rex")
+
+    with recorded(pets) as settings, discarded(pets):
+        run(url, work, at_once)
+    assert len(settings) == 2
+
+
+@contextmanager
+def discarded(pets: Engine) -> Iterator[None]:
+    """Have a trigger, the last of them, discard every pet that is called Rex."""
+    with pets.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RETURN NULL; END $$;"
+            "CREATE TRIGGER zebra BEFORE INSERT ON pet FOR EACH ROW"
+            " WHEN (NEW.name = 'Rex') EXECUTE FUNCTION nothing()"
+        )
+    yield
+    with pets.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER zebra ON pet; DROP FUNCTION nothing")
+
+
 def test_what_may_be_tried_again_is_awaited_again() -> None:
     """As often as the policy says; anything else passes."""
     calls: list[int] = []
@@ -443,10 +570,13 @@ def create_many(engine: AsyncEngine) -> Coroutine[Any, Any, Any]:
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("is_warm", [True, False])
-@pytest.mark.parametrize("call", [create, create_many])
+@pytest.mark.parametrize(
+    ("call", "make"), [(create, asynchronous), (create_many, asynchronous), (create, at_once)]
+)
 def test_whoever_is_cancelled_leaves_nothing_behind(
     pets: Engine,
     call: Callable[[AsyncEngine], Coroutine[Any, Any, Any]],
+    make: Callable[..., AsyncEngine],
     is_warm: bool,
     times: int,
     caplog: pytest.LogCaptureFixture,
@@ -481,5 +611,5 @@ def test_whoever_is_cancelled_leaves_nothing_behind(
 
     with counting:
         counting.exec_driver_sql("DROP INDEX IF EXISTS uq_pet_natural_key")
-        awaits = run(pets.url.render_as_string(hide_password=False), work)
-    assert awaits >= (3 if is_warm else 5)
+        awaits = run(pets.url.render_as_string(hide_password=False), work, make)
+    assert awaits >= (3 if is_warm else 5) - 2 * (make is at_once)

