@@ -124,9 +124,9 @@ class Opener:
     """Opens connections of asyncpg's.
 
     ``at_once``: on these get_or_create is one statement and one round trip, since each transaction
-    begins as it should by itself: at SERIALIZABLE, with the settings' limits, and without sequential
-    scans. What SQLAlchemy begins is at READ COMMITTED, but has the rest. A pooler that refuses such
-    options is asked without them from then on.
+    begins as it should by itself: at SERIALIZABLE, with the settings' limits, and without
+    sequential scans. What SQLAlchemy begins is at READ COMMITTED, but has the rest. A pooler that
+    refuses such options is asked without them from then on.
     """
 
     def __init__(

@@ -51,10 +51,8 @@ def inserts_held(engine: Engine, table: str, which: str = "true") -> Iterator[Ga
 
 
 @contextmanager
-def inserts_meet(
-    engine: Engine, table: str, count: int, which: str = "true"
-) -> Iterator[None]:
-    """Hold inserts into the table, or some, back until ``count`` of them have all done their look-up."""
+def inserts_meet(engine: Engine, table: str, count: int, which: str = "true") -> Iterator[None]:
+    """Hold inserts back, all or some, until ``count`` of them have all done their look-up."""
 
     def open_when_all_are_there() -> None:
         gate.wait_for(count)

@@ -464,6 +464,7 @@ def test_a_connection_that_is_not_as_it_was_told_to_be_writes_nothing_below_seri
     url: str, pets: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its calls begin their transactions themselves from then on, and race as well as any."""
+
     def forget(connection: Any, *others: Any) -> None:
         connection.run_async(lambda own: own.execute(TO_READ_COMMITTED))
 

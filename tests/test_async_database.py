@@ -7,8 +7,9 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
+import asyncpg
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, select
+from sqlalchemy import Engine, create_engine, make_url, select, text
 
 from app.async_database import (
     Connection,
@@ -45,6 +46,57 @@ def test_the_pool_is_that_of_the_flask_side(guarded_url: str) -> None:
     assert isinstance(pool, AsyncCountingPool)
     assert (pool._size, pool._most, pool._timeout, pool._recycle) == (7, 7, 2, 60)
     assert engine.hide_parameters
+
+
+def test_a_pooler_that_refuses_options_is_asked_without_them(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once; what it lends is as any other connection."""
+    asked: list[bool] = []
+
+    async def connect(*arguments: Any, **options: Any) -> Any:
+        asked.append("lock_timeout" in options["server_settings"])
+        if asked[-1]:
+            raise asyncpg.ProtocolViolationError("unsupported startup parameter: lock_timeout")
+        return await to_connect(*arguments, **options)
+
+    async def work() -> set[Any]:
+        engine = make_async_engine(make_url(database_url), settings_of(database_url), at_once=True)
+        async with engine.connect() as one, engine.connect() as other:
+            raw: list[Any] = [await lent.get_raw_connection() for lent in (one, other)]
+            known = {lent.driver_connection.begins_with for lent in raw}
+        await engine.dispose()
+        return known
+
+    to_connect = asyncpg.connect
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    assert asyncio.run(work()) == {None}
+    assert asked == [True, False, False]
+
+
+def test_only_what_is_sent_alone_is_at_serializable_by_itself(database_url: str) -> None:
+    """What SQLAlchemy begins is at READ COMMITTED, or at the level that it is told."""
+
+    async def work() -> list[Any]:
+        engine = make_async_engine(make_url(database_url), settings_of(database_url), at_once=True)
+        async with engine.connect() as connection:
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            found = [await raw.fetchval(LEVEL), await connection.scalar(text(LEVEL))]
+            await connection.rollback()
+            async with raw.transaction(isolation="serializable"), raw.transaction():
+                found.append(await raw.fetchval(LEVEL))
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            found.append(await connection.scalar(text(LEVEL)))
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(work()) == [
+        "serializable", "read committed", "serializable", "repeatable read",
+    ]  # fmt: skip
+
+
+LEVEL = "SELECT current_setting('transaction_isolation')"
 
 
 def test_who_waits_for_a_connection_is_counted(database_url: str) -> None:

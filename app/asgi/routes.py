@@ -52,7 +52,7 @@ def _add(app: FastAPI, path: str, name: str, **operations: Operation) -> None:
 class Resource:
     """What can be done at a path, by method.
 
-    It needs nothing of what FastAPI does for a route, which takes longer than the rest of a request:
+    It needs nothing of what FastAPI does for a route, which takes longer than much of the rest:
     ``gate`` calls it.
     """
 
