@@ -13,17 +13,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from fastapi import Depends
 from flask import Flask
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import tokens
 from app.asgi import create_app
 from app.asgi.exchange import Headers
 from app.asgi.outside import Outside, _addresses
+from app.async_database import get_session
 from app.db import db
+from app.models import Department
 from app.security import FOR_ADMINS, required_scope
 from app.tokens import SCOPES, new_token
 from migrations_bootstrap.embedded import EmbeddedServer
@@ -199,6 +203,23 @@ def test_the_database_is_brought_up_before_the_first_request(
     assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert statuses == [200, 404]
     assert reported == ["https://key@sentry.example/1"]
+
+
+def test_a_route_of_fastapis_own_has_its_session(database_url: str) -> None:
+    """Beside the resources, and behind the same gate."""
+    app = create_app({"DATABASE_URL": database_url, "ROLLCALL_AUTH": "off"})
+    given: list[AsyncSession] = []
+
+    async def count(session: Annotated[AsyncSession, Depends(get_session)]) -> int:
+        given.append(session)
+        return int(await session.scalar(select(func.count()).select_from(Department)) or 0)
+
+    app.add_api_route("/count", count)
+    status, _, body = run(ask(app, scope_of("/count"), b""))
+    assert (status, body) == (200, b"0")
+    assert not given[0].in_transaction()
+    assert run(ask(app, scope_of("/count", "POST"), b""))[0] == 405
+    run(app.state.engine.dispose())
 
 
 def test_headers_are_read_in_whatever_case() -> None:

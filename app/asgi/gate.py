@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
@@ -41,6 +42,7 @@ class Gate:
         self._app = app
         self._failures = Failures()
         self._rates: Rates | None = None
+        self._proven: Any = None  # where the last request came by: nearly always the same
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,14 +52,13 @@ class Gate:
         settings = work.settings
         request = AsgiRequest(scope, receive, settings.max_body, settings.request_timeout)
         scope["rollcall.request"] = request
-        caller = address(scope, request.headers, settings.trusted_proxies)
         headers: dict[str, str] = {}
         try:
-            answer = await self._stop(scope, request, work, caller, headers)
+            answer = await self._stop(scope, request, work, headers)
         except Exception as error:
             answer = respond(problems.respond(error, request))
             if answer.status_code == 401:
-                wait = self._failures.count(caller, time.monotonic())
+                wait = self._failures.count(_caller(scope, request, work), time.monotonic())
                 if wait is not None:
                     answer = respond(too_many_requests(wait).answer())
         if answer is not None:
@@ -74,11 +75,12 @@ class Gate:
         scope: Scope,
         request: AsgiRequest,
         work: Work,
-        caller: str,
         headers: dict[str, str],
     ) -> Response | None:
         """Return the answer of a request that no route is to have; raise why it may not."""
-        _require_known_place(scope, work)
+        if scope.get("server") != self._proven:
+            _require_known_place(scope, work)
+            self._proven = scope.get("server")
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > LONGEST_TARGET:
             raise RequestURITooLarge
         require_known_page(
@@ -98,7 +100,7 @@ class Gate:
         if work.settings.rate_limit and name not in NEVER_LIMITED:
             token = request.token
             self._rates = self._rates or Rates(work.settings)
-            whose = caller if token is None else f"token {token.id}"
+            whose = _caller(scope, request, work) if token is None else f"token {token.id}"
             headers.update(await self._rates.count(whose))
         if route is None:
             raise NotFound
@@ -115,6 +117,10 @@ class Gate:
 
 
 NEVER_LIMITED = frozenset({"health.healthz", "health.readyz", "health.metrics"})
+
+
+def _caller(scope: Scope, request: AsgiRequest, work: Work) -> str:
+    return address(scope, request.headers, work.settings.trusted_proxies)
 
 
 def _require_known_place(scope: Scope, work: Work) -> None:
