@@ -98,7 +98,7 @@ async def aexecute(
     policy: RetryPolicy,
     race_indexes: Collection[str],
 ) -> list[tuple[Any, ...]]:
-    """Do what :func:`transactions.execute` does; a statement takes three round trips here."""
+    """Do what :func:`transactions.execute` does; see :class:`Asyncpg` for its trips."""
     return await perform(lambda: execute(engine.sync_engine, statement, policy, race_indexes))
 
 
@@ -168,7 +168,9 @@ class Asyncpg(Driver):
     """How asyncpg takes SQL, within :func:`perform`.
 
     It prepares whatever has parameters or comes from SQLAlchemy, and only one statement can be
-    prepared at a time; several go together where there are none.
+    prepared at a time; several go together where there are none. So a transaction is three round
+    trips, or one, at the first attempt, where its beginning is that of the connection's own
+    transactions (its attribute ``begins_with``). It has no lock then: who lost a race takes it.
     """
 
     def sleep(self, seconds: float) -> None:
