@@ -187,8 +187,9 @@ class Asyncpg(Driver):
         first, _, others = sql.partition("; ")
         connection.exec_driver_sql(first)  # SQLAlchemy sends BEGIN before it
         own: Any = connection.connection.driver_connection
+        usual = "" if getattr(own, "begins_with", None) is None else WITH_SCANS
         try:
-            await_only(own.execute(others))
+            await_only(own.execute(usual + others))
         except Exception as error:
             raised = _as_sqlalchemys(connection.engine, own, others, error)
             if raised.connection_invalidated:
@@ -295,5 +296,7 @@ def _reaching() -> Iterator[None]:
         raise
 
 
+# What a connection that begins otherwise by itself has to be told; SERIALIZABLE takes it back.
+WITH_SCANS = "SET LOCAL enable_seqscan = on; "
 INTEGRITY_VIOLATION = "23"
 NOT_NOW = (CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS)

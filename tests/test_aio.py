@@ -21,13 +21,13 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from app.aio import AsyncGetOrCreate, aexecute, aretry, arun
+from app.aio import AsyncGetOrCreate, aexecute, aretry, arun, perform
 from app.async_database import make_async_engine
 from app.call import read_call
 from app.config import load_settings
 from app.errors import ContentionError, LostRace, NotStored
 from app.statement import plan_for, shape_of, values_of
-from app.transactions import RetryPolicy, sqlstate
+from app.transactions import RetryPolicy, read, sqlstate
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests.cancelling import is_cancelled_at
 from tests.conftest import waits
@@ -435,6 +435,20 @@ def test_a_call_is_one_packet_where_connections_are_as_it_needs_them(
     assert [b"LOCK TABLE pet" in packet for packet in raced if b"BEGIN" in packet] == [True]
     assert len(caplog.records) == 1
     assert set(settings) == {("serializable", "2s", "10s", "off")}
+
+
+def test_what_is_read_there_is_read_as_anywhere(url: str) -> None:
+    """With sequential scans, at READ COMMITTED; a unit of work has neither."""
+    names = ("transaction_isolation", "enable_seqscan")
+
+    def current(connection: Any) -> list[str]:
+        return [connection.scalar(select(func.current_setting(name))) for name in names]
+
+    async def work(engine: AsyncEngine) -> list[list[str]]:
+        found = await perform(lambda: read(engine.sync_engine, current, PATIENT))
+        return [found, await arun(engine, lambda session, unanswered: current(session), PATIENT)]
+
+    assert run(url, work, at_once) == [["read committed", "on"], ["serializable", "off"]]
 
 
 @contextmanager
