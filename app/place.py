@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine
@@ -20,10 +20,10 @@ class Place:
     settings: Any
     default_engine: Engine
     began: float | None = None
+    _session: Session | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.engine = self.default_engine
-        self._session: Session | None = None
 
     @property
     def session(self) -> Session:
