@@ -16,7 +16,7 @@ import pytest
 
 from app.tokens import new_token
 from tests.contract_hooks import after_call
-from tests.serving import ROOT, serving
+from tests.serving import ROOT, Service, serving
 
 HERE = Path(__file__).parent
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
@@ -24,42 +24,50 @@ SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
 
 def test_the_service_does_what_its_document_says(database_url: str, tmp_path: Path) -> None:
     """With all of schemathesis's checks, and stateful; the same data in each run."""
-    token = new_token()
-    (tmp_path / "token").write_text(token)
-    with serving(
-        tmp_path,
-        DATABASE_URL=database_url,
-        ROLLCALL_AUTH="token",
-        ROLLCALL_ADMIN_TOKEN_FILE=str(tmp_path / "token"),
-    ) as service:
-        done = subprocess.run(
-            [
-                SCHEMATHESIS,
-                f"--config-file={HERE / 'schemathesis.toml'}",
-                "run",
-                f"http://127.0.0.1:{service.port}/api/v1/swagger.json",
-                f"--header=Authorization: Bearer {token}",
-                "--checks=all",
-                "--max-examples=10",
-                "--generation-deterministic",
-                "--continue-on-failure",
-                "--warnings=off",
-                "--no-color",
-            ],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "SCHEMATHESIS_HOOKS": "tests.contract_hooks",
-                "SCHEMATHESIS_COVERAGE": "false",
-            },
-            capture_output=True,
-            text=True,
-        )
-        log = service.log.read_text()
+    settings = settings_with_token(database_url, tmp_path)
+    with serving(tmp_path, **settings) as service:
+        said = compare(service, tmp_path, "--max-examples=10", "--generation-deterministic")
+    assert "Tested: 18" in said
+
+
+def settings_with_token(url: str, folder: Path) -> dict[str, str]:
+    """Return the settings of a service whose first token is in the folder."""
+    (folder / "token").write_text(new_token())
+    return {
+        "DATABASE_URL": url,
+        "ROLLCALL_AUTH": "token",
+        "ROLLCALL_ADMIN_TOKEN_FILE": str(folder / "token"),
+    }
+
+
+def compare(service: Service, folder: Path, *options: str) -> str:
+    """Compare a service with its document; return what schemathesis says, who finds nothing."""
+    done = subprocess.run(
+        [
+            SCHEMATHESIS,
+            f"--config-file={HERE / 'schemathesis.toml'}",
+            "run",
+            f"http://127.0.0.1:{service.port}/api/v1/swagger.json",
+            f"--header=Authorization: Bearer {(folder / 'token').read_text()}",
+            "--checks=all",
+            "--continue-on-failure",
+            "--warnings=off",
+            "--no-color",
+            *options,
+        ],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "SCHEMATHESIS_HOOKS": "tests.contract_hooks",
+            "SCHEMATHESIS_COVERAGE": "false",
+        },
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Tested: 18" in done.stdout
-    assert "unforeseen" not in log
+    assert "unforeseen" not in service.log.read_text()
+    return done.stdout
 
 
 @pytest.mark.parametrize(("status", "given"), [(204, True), (304, True), (200, False)])
