@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import (
     Connection,
     Engine,
@@ -44,7 +45,15 @@ from tests.measuring import measure_no_children
 from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Tag
 
 numbers = itertools.count(1)
-USUAL = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False}
+# What a test holds up is let go on by the test, and not by a limit, however slow the machine is.
+UNHURRIED = {
+    "ROLLCALL_LOCK_TIMEOUT": 60,
+    "ROLLCALL_STATEMENT_TIMEOUT": 60,
+    "ROLLCALL_RETRY_DEADLINE": 60,
+}
+USUAL = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False, **UNHURRIED}
+hypothesis_settings.register_profile("unhurried", deadline=None)
+hypothesis_settings.load_profile("unhurried")
 # The files that take longest. They go first, so that all processes end at about the same time.
 LONGEST = (
     "test_faults",
@@ -377,8 +386,8 @@ def hang_up(app: Flask) -> None:
 
 def asgi_of(url: str, config: dict[str, Any] | None = None) -> AsgiApplication:
     """Return the asynchronous service with the settings that an application has."""
-    settings = {"DATABASE_URL": url, "ROLLCALL_AUTH": "off", **(config or {})}
-    return AsgiApplication({name: settings[name] for name in settings if is_setting(name)})
+    given = {"DATABASE_URL": url, **USUAL, **(config or {})}
+    return AsgiApplication({name: given[name] for name in given if is_setting(name)})
 
 
 @cache
@@ -420,7 +429,7 @@ def own(fresh_database: str) -> Iterator[Engine]:
     Own.metadata.create_all(engine)
     session = scoped_session(sessionmaker(engine))
     for model in (Tag, Legacy, Fussy, Badge, Stamp, Basket, Car):
-        model.bind(engine, session, RetryPolicy(attempts=3))
+        model.bind(engine, session, RetryPolicy(attempts=3, deadline=60, lock_timeout=60))
     yield engine
     session.remove()
     engine.dispose()

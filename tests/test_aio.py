@@ -42,7 +42,7 @@ IN_TRANSACTIONS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     " AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
 )
-PATIENT = RetryPolicy(attempts=20, deadline=20.0)
+PATIENT = RetryPolicy(attempts=20, deadline=60, lock_timeout=60)
 
 
 class Theirs(DeclarativeBase):
@@ -349,7 +349,7 @@ def test_a_list_does_not_wait_long_for_its_lock(
     url: str, pets: Engine, is_cut: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes on without, and begins anew where its connection is cut meanwhile."""
-    monkeypatch.setattr("app.batch.LOCK_WAIT", 5 if is_cut else 0.01)
+    monkeypatch.setattr("app.batch.LOCK_WAIT", 60 if is_cut else 0.01)
 
     async def work(engine: AsyncEngine) -> list[bool]:
         found = await Pet.aget_or_create_many(None, [{"owner": "A", "name": "Rex"}])
@@ -572,7 +572,7 @@ def test_a_statement_can_be_executed_by_itself(url: str) -> None:
 
     run(url, work)
     found = run(url, lambda engine: arun(engine, level, PATIENT))
-    assert found == ["serializable", "2s", "off"]
+    assert found == ["serializable", "1min", "off"]
 
 
 def create(engine: AsyncEngine) -> Coroutine[Any, Any, Any]:
