@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,14 +295,13 @@ def test_a_role_that_may_not_log_in_is_refused(
         ensure_database(as_role(empty_database, make_role("NOLOGIN")))
 
 
-def test_a_closed_port_is_an_outage_at_once() -> None:
+def test_a_closed_port_is_an_outage_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused by TCP: one line with the address, no password, and no waiting."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    began = time.monotonic()
     with pytest.raises(ServerUnreachable) as caught:
         ensure_database(f"postgresql://somebody:secret@127.0.0.1:{port}/some?password=hidden")
-    assert time.monotonic() - began < 1
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "hidden" not in str(caught.value)
@@ -313,10 +312,16 @@ def test_a_server_that_never_answers_is_an_outage_within_the_timeout() -> None:
     """One connect_timeout for each host, and not for each database that could be tried."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        began = time.monotonic()
         with pytest.raises(ServerUnreachable):
             ensure_database(f"postgresql://somebody@127.0.0.1:{port}/some", connect_timeout=2)
-    assert 1.9 < time.monotonic() - began < 4
+        silent.setblocking(False)
+        asked = []
+        with suppress(BlockingIOError):
+            while True:
+                asked.append(silent.accept()[0])
+    for connection in asked:
+        connection.close()
+    assert len(asked) == 2  # the driver, and the look at why it failed
 
 
 def test_one_live_host_among_several_is_enough(empty_database: str) -> None:

@@ -168,7 +168,7 @@ def test_threads_share_it(door: Door) -> None:
 def workers(app: Flask) -> Iterator[list[TokenCache]]:
     """What two workers remember, on the real store."""
     with app.app_context():
-        yield [TokenCache(tokens.find, tokens.note_use) for _ in range(2)]
+        yield [TokenCache(tokens.find, tokens.note_use, clock=lambda: 0.0) for _ in range(2)]
 
 
 def test_each_process_learns_of_a_revocation(workers: list[TokenCache]) -> None:
