@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 INSERTS_WAIT = """
 CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
-CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW WHEN ({which})
+CREATE TRIGGER wait BEFORE {event} ON {table} FOR EACH ROW WHEN ({which})
 EXECUTE FUNCTION wait_for_the_test();
 """
 INSERTS_WAIT_NO_MORE = "DROP TRIGGER wait ON {table}; DROP FUNCTION wait_for_the_test();"
@@ -39,10 +39,12 @@ class Gate:
 
 
 @contextmanager
-def inserts_held(engine: Engine, table: str, which: str = "true") -> Iterator[Gate]:
+def inserts_held(
+    engine: Engine, table: str, which: str = "true", event: str = "INSERT"
+) -> Iterator[Gate]:
     """Hold back what is inserted into the table, or some of it, until the gate is opened."""
     with engine.begin() as connection:
-        connection.exec_driver_sql(INSERTS_WAIT.format(table=table, which=which))
+        connection.exec_driver_sql(INSERTS_WAIT.format(table=table, which=which, event=event))
     gate = Gate(engine)
     yield gate
     gate.lock.close()
@@ -71,7 +73,7 @@ def waiting(engine: Engine) -> int:
         return int(connection.scalar(WAITING) or 0)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until the condition holds; fail after a while."""
     deadline = time.monotonic() + seconds
     while not condition():

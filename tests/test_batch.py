@@ -317,7 +317,7 @@ def test_other_writers_wait_for_a_list_to_end(
     def hold(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         if "unnest" in statement:
             inserted.set()
-            go_on.wait(20)
+            go_on.wait(60)
 
     def many() -> int:
         with context.app_context():
@@ -335,7 +335,7 @@ def test_other_writers_wait_for_a_list_to_end(
     event.listen(db.engine, "after_cursor_execute", hold)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(many)
-        inserted.wait(20)
+        inserted.wait(60)
         second = pool.submit(single)
         observer = create_engine(db.engine.url)
         eventually(lambda: waits(observer) == 1)

@@ -190,7 +190,7 @@ def test_no_update_is_lost(
     app = make_app(either_url)
     body = {"name": "Ann", "department": "Research"}
     tag = app.test_client().post(EMPLOYEES, json=body).headers["ETag"]
-    both_were_checked = threading.Barrier(2, timeout=10)
+    both_were_checked = threading.Barrier(2, timeout=60)
     first_two = iter([both_were_checked.wait, both_were_checked.wait])
 
     def meet(*arguments: object) -> None:

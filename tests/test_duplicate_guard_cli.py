@@ -428,7 +428,7 @@ def stopped(engine: Engine, url: str, *arguments: str) -> Iterator[str]:
         try:
             eventually(lambda: waits(engine) > 0)
             process.send_signal(signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=30)
+            stdout, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
     assert (process.returncode, stdout) == (130, "")

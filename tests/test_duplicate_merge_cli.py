@@ -413,7 +413,7 @@ def test_purge_asks_on_a_terminal(
         stderr=subprocess.PIPE,
     ) as process:
         os.write(ours, answer)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     os.close(ours)
     os.close(theirs)
     assert process.returncode == status

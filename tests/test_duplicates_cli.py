@@ -257,8 +257,8 @@ def test_progress_is_shown_in_lines_where_there_is_no_terminal(
     monkeypatch.setattr("app.cli.long_work.PROGRESS_EVERY", 0.0)
     for arguments in (["--json", "--near"], ["--csv"], ["--near"]):
         result = runner.invoke(args=["duplicates", "report", *arguments])
-        assert "employee: reading, 0 s\n" in result.stderr
-        assert re.search(r"^employee: 60 groups so far, \d s$", result.stderr, re.MULTILINE)
+        assert re.search(r"^employee: reading, \d+ s$", result.stderr, re.MULTILINE)
+        assert re.search(r"^employee: 60 groups so far, \d+ s$", result.stderr, re.MULTILINE)
         assert "so far" not in result.stdout
     assert "employee: 300 rows compared so far, " in result.stderr
 
@@ -269,7 +269,7 @@ def test_progress_is_shown_in_place_on_a_terminal(legacy_database: Made) -> None
         "duplicates", "report", DATABASE_URL=legacy_database[0], COLUMNS="60"
     )
     assert status == 0
-    assert re.match(r"\r\x1b\[K[a-z: ]+, 0 s\r\x1b\[Kdepartment: 7 rows, ", shown)
+    assert re.match(r"(\r\x1b\[K[\w: ]+, \d+ s)+\r\x1b\[Kdepartment: 7 rows, ", shown)
     assert "Next: look at the 10 groups of homonyms" in shown
     table = [line for line in shown.splitlines() if " oldest " in line]
     assert len(table) == 12
@@ -300,7 +300,7 @@ def test_ctrl_c_ends_it_while_the_server_works(legacy_database: Made) -> None:
     """At once, with the status of that, and the server stops, too."""
     with report_that_waits(legacy_database[0]) as (process, _):
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, "Stopped.\n")
     assert stdout.startswith("department: ")
 
@@ -344,7 +344,7 @@ def test_ctrl_c_ends_what_the_other_threads_wait_for(legacy_database: Made) -> N
             holder.exec_driver_sql("SELECT pg_advisory_lock(7)")
             with pytest.raises(KeyboardInterrupt):
                 be_interrupted()
-            thread.join(30)
+            thread.join(60)
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended == [True]
@@ -358,7 +358,7 @@ def test_the_database_has_the_word_when_it_ends_the_report(legacy_database: Made
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted"
             )
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr == "Error: FATAL: terminating connection due to administrator command\n"
 

@@ -23,7 +23,7 @@ def test_parts_hold_every_item_once_and_in_order() -> None:
 
 def test_several_are_done_at_a_time_and_come_back_in_order() -> None:
     """Each of the first two items can only end when the other has begun."""
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def work(item: int) -> int:
         if item < 2:
@@ -45,7 +45,7 @@ def test_nothing_is_begun_after_the_caller_has_stopped(monkeypatch: pytest.Monke
     def work(item: int) -> int:
         begun.append(item)
         if item == 2:
-            assert waited_for.wait(10)
+            assert waited_for.wait(60)
         return item
 
     monkeypatch.setattr(parts, "ThreadPoolExecutor", Pool)

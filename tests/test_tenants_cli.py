@@ -14,14 +14,14 @@ import pytest
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskCliRunner
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, NullPool, create_engine
 
 from app import onboarding, tenants
 from app.cli import tenants as commands
 from app.db import db
 from migrations_bootstrap.embedded import EmbeddedServer
-from tests.conftest import execute, waits
-from tests.races import eventually
+from tests.conftest import execute
+from tests.races import inserts_held
 from tests.serving import ROOT
 from tests.tenancy import (
     PATTERN,
@@ -281,18 +281,17 @@ def test_a_creation_that_is_killed_is_finished(database_url: str, app: Flask) ->
     name = new_name()
     flask = str(Path(sys.executable).with_name("flask"))
     environment = {"DATABASE_URL": database_url, "ROLLCALL_TENANT_DATABASE": PATTERN}
-    holder = create_engine(database_url)
-    row = text("SELECT 1 FROM rollcall_tenant WHERE name = :name FOR UPDATE")
-    with subprocess.Popen(
-        [flask, "tenants", "create", name], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
-    ) as killed:
-        eventually(lambda: states(app) == {name: "creating"})
-        with holder.connect() as connection:
-            connection.execute(row, {"name": name})
-            eventually(lambda: waits(holder) > 0)
-            killed.kill()
-            killed.wait()
-    holder.dispose()
+    engine = create_engine(database_url, poolclass=NullPool)
+    with (
+        inserts_held(engine, "rollcall_tenant", "NEW.state = 'ready'", event="UPDATE") as gate,
+        subprocess.Popen(
+            [flask, "tenants", "create", name], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+        ) as killed,
+    ):
+        gate.wait_for(1)
+        killed.kill()
+        killed.wait()
+        gate.open()
     assert states(app) == {name: "creating"}
     assert call(app.test_cli_runner(), "create", name).stdout.startswith("Created the tenant")
     assert departments(app.test_client(), name) == []
