@@ -12,7 +12,6 @@ import selectors
 import signal
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
@@ -37,19 +36,32 @@ POST = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".
 LARGE_FILE = b"GET /swaggerui/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
 MANY = 40
 NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: x\r\n"
-AT_ONCE = 3.0  # seconds; far less than what a thread would be held for, however busy the machine
 
 
 @pytest.fixture(scope="module")
 def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One worker of four threads, which gives a request two seconds to arrive."""
+    """One worker of four threads, which waits for its clients for longer than any test takes."""
     with serving(
         tmp_path_factory.mktemp("slow"),
         measured=True,
         DATABASE_URL=guarded_url,
         WEB_CONCURRENCY="1",
-        ROLLCALL_REQUEST_TIMEOUT="2",
-        GUNICORN_CMD_ARGS=f"--keep-alive 4 --worker-connections {CONNECTIONS}",
+        ROLLCALL_REQUEST_TIMEOUT="600",
+        GUNICORN_CMD_ARGS=f"--keep-alive 600 --worker-connections {CONNECTIONS}",
+    ) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def hasty(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that waits for a second."""
+    with serving(
+        tmp_path_factory.mktemp("hasty"),
+        measured=True,
+        DATABASE_URL=guarded_url,
+        WEB_CONCURRENCY="1",
+        ROLLCALL_REQUEST_TIMEOUT="1",
+        GUNICORN_CMD_ARGS="--keep-alive 1",
     ) as service:
         yield service
 
@@ -71,10 +83,9 @@ def connected(service: Service, opened: ExitStack, sent: bytes = b"") -> socket.
     return raw
 
 
-def is_served_at_once(service: Service) -> bool:
-    began = time.monotonic()
-    assert service.call("GET", PATH)[0] == 200
-    return time.monotonic() - began < AT_ONCE
+def is_served_meanwhile(service: Service, others: list[socket.socket]) -> bool:
+    """Tell whether another client is, and nothing has come to these until then, not even an end."""
+    return service.call("GET", PATH)[0] == 200 and not select.select(others, [], [], 0)[0]
 
 
 def everything(raw: socket.socket) -> bytes:
@@ -87,17 +98,19 @@ def everything(raw: socket.socket) -> bytes:
 
 
 def test_two_thousand_idle_connections_hold_up_nobody(service: Service, opened: ExitStack) -> None:
-    """They are closed after a while; where there are more than a worker takes, the oldest first."""
+    """Where there are more than a worker takes, the oldest are closed."""
     idle = [connected(service, opened) for _ in range(IDLE)]
-    assert is_served_at_once(service)
-    idle[0].setblocking(False)
-    with pytest.raises(BlockingIOError):
-        idle[0].recv(1)  # still open, as all of them
-    idle[0].settimeout(30)
+    assert is_served_meanwhile(service, idle[:500])  # select takes no more than a thousand files
     more = [connected(service, opened) for _ in range(CONNECTIONS - IDLE + 10)]
     assert everything(idle[0]) == b""
-    assert is_served_at_once(service)
-    assert everything(more[-1]) == b""
+    assert service.call("GET", PATH)[0] == 200
+    more[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert _answer(more[-1]) == 200
+
+
+def test_an_idle_connection_is_closed_after_a_while(hasty: Service, opened: ExitStack) -> None:
+    """Without a word."""
+    assert everything(connected(hasty, opened)) == b""
 
 
 SLOW = [
@@ -108,10 +121,14 @@ SLOW = [
 
 
 def test_slow_requests_hold_no_thread(service: Service, opened: ExitStack) -> None:
-    """Many that stop in the middle are told so after their time, and do no harm until then."""
+    """Many that stop in the middle do no harm."""
     slow = [connected(service, opened, sent) for sent in SLOW * 50]
-    assert is_served_at_once(service)
-    for raw in slow:
+    assert is_served_meanwhile(service, slow)
+
+
+def test_slow_requests_are_told_so_after_their_time(hasty: Service, opened: ExitStack) -> None:
+    """With an answer like any other."""
+    for raw in [connected(hasty, opened, sent) for sent in SLOW * 5]:
         head, _, body = everything(raw).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ")
         assert b"X-Content-Type-Options: nosniff" in head
@@ -119,10 +136,9 @@ def test_slow_requests_hold_no_thread(service: Service, opened: ExitStack) -> No
         assert json.loads(body)["code"] == "request_timeout"
 
 
-def test_a_byte_now_and_then_gives_no_more_time(service: Service, opened: ExitStack) -> None:
+def test_a_byte_now_and_then_gives_no_more_time(hasty: Service, opened: ExitStack) -> None:
     """The time is that of the whole request."""
-    raw = connected(service, opened, POST)
-    began = time.monotonic()
+    raw = connected(hasty, opened, POST)
     raw.settimeout(0.2)
     answer = b""
     while not answer:
@@ -130,15 +146,23 @@ def test_a_byte_now_and_then_gives_no_more_time(service: Service, opened: ExitSt
         with contextlib.suppress(TimeoutError):
             answer = raw.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert 2 <= time.monotonic() - began < 12
 
 
 def test_answers_that_are_not_read_hold_no_thread(service: Service, opened: ExitStack) -> None:
-    """They are dropped after their time."""
+    """Of however many clients."""
     deaf = [connected(service, opened, LARGE_FILE * MANY) for _ in range(10)]
-    assert is_served_at_once(service)
-    eventually(lambda: not connections(service), 20)
-    assert len(everything(deaf[0])) < MANY * 1_000_000
+    assert service.call("GET", PATH)[0] == 200
+    theirs = {raw.getsockname()[1] for raw in deaf}
+    assert theirs <= {one.raddr.port for one in connections(service)}
+
+
+def test_answers_that_are_not_read_are_dropped_after_their_time(
+    hasty: Service, opened: ExitStack
+) -> None:
+    """What the kernel has taken of them arrives."""
+    deaf = connected(hasty, opened, LARGE_FILE * MANY)
+    eventually(lambda: not connections(hasty))
+    assert len(everything(deaf)) < MANY * 1_000_000
 
 
 def connections(service: Service) -> list[Any]:
@@ -151,8 +175,8 @@ def connections(service: Service) -> list[Any]:
 def test_an_answer_is_taken_bit_by_bit(service: Service, opened: ExitStack) -> None:
     """It comes whole, and the next request is answered on the same connection."""
     raw = connected(service, opened, LARGE_FILE)
-    time.sleep(0.2)
     for _ in range(2):
+        eventually(lambda: has_come(raw))
         answer = http.client.HTTPResponse(raw)
         answer.begin()
         assert len(answer.read()) == int(answer.headers["Content-Length"]) > 1_000_000
@@ -226,7 +250,7 @@ def test_a_stop_waits_for_what_has_begun(service: Service, opened: ExitStack) ->
     half.sendall(body[8:])
     assert everything(half).startswith(b"HTTP/1.1 201 ")
     assert everything(idle) == everything(kept) == b""
-    assert service.process.wait(20) == 0
+    assert service.process.wait(60) == 0
 
 
 def _refuses(service: Service) -> bool:
@@ -266,10 +290,21 @@ def waiting(idler: Worker, sent: bytes = b"") -> tuple[Connection, socket.socket
     return connection, theirs
 
 
+def has_come(raw: socket.socket) -> bool:
+    """Tell whether anything has, or an end."""
+    return bool(select.select([raw], [], [], 0)[0])
+
+
 def reset(client: socket.socket) -> None:
     """Have a client go away without a word."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
+
+
+def read(idler: Worker, connection: Connection) -> None:
+    """Have a worker read what a client has sent, once it has come."""
+    eventually(lambda: has_come(connection.socket))
+    idler._read(connection)
 
 
 class Full:
@@ -372,22 +407,24 @@ def test_a_client_that_goes_away_is_let_go(idler: Worker) -> None:
         for sent in (b"", POST + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n", b"G", b"G")
     )
     reset(client)
-    idler._read(sending)
+    read(idler, sending)
     told.socket.shutdown(socket.SHUT_WR)
-    idler._read(told)
-    idler._read(answered)
+    read(idler, told)
+    read(idler, answered)
     reset(third)
+    eventually(lambda: has_come(answered.socket))
     idler._refuse(answered, RequestTimeout())
     assert list(idler.waiting) == [ending]
-    idler._read(ending)
+    read(idler, ending)
     idler._refuse(ending, RequestTimeout())
     idler._discard(ending)
     assert list(idler.waiting) == [ending]
     last.sendall(b"more")
-    eventually(lambda: select.select([ending.socket], [], [], 0)[0])
+    eventually(lambda: has_come(ending.socket))
     idler._discard(ending)
     assert list(idler.waiting) == [ending]
     reset(last)
+    eventually(lambda: has_come(ending.socket))
     idler._discard(ending)
     assert not idler.waiting
     assert idler.nr_conns == 0
@@ -420,6 +457,7 @@ def test_an_answer_that_breaks_off_is_not_sent(idler: Worker) -> None:
     idler.wsgi = breaks_off
     connection, client = waiting(idler, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     with client:
+        eventually(lambda: has_come(connection.socket))
         connection.receive()
         assert connection.next_request()
         idler._wait_no_more(connection)
