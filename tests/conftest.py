@@ -47,9 +47,9 @@ from tests.other_models import Badge, Basket, Car, Fussy, Legacy, Own, Stamp, Ta
 numbers = itertools.count(1)
 # What a test holds up is let go on by the test, and not by a limit, however slow the machine is.
 UNHURRIED = {
-    "ROLLCALL_LOCK_TIMEOUT": 60,
-    "ROLLCALL_STATEMENT_TIMEOUT": 60,
-    "ROLLCALL_RETRY_DEADLINE": 60,
+    "ROLLCALL_LOCK_TIMEOUT": "60",
+    "ROLLCALL_STATEMENT_TIMEOUT": "60",
+    "ROLLCALL_RETRY_DEADLINE": "60",
 }
 USUAL = {"ROLLCALL_AUTH": "off", "TESTING": True, "PROPAGATE_EXCEPTIONS": False, **UNHURRIED}
 hypothesis_settings.register_profile("unhurried", deadline=None)

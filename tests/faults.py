@@ -127,6 +127,24 @@ def full_disk(site: Site, sqlstate: str = "53100") -> Iterator[None]:
     site.execute("DROP TRIGGER no_room ON employee; DROP FUNCTION no_room()")
 
 
+@contextmanager
+def slow_inserts(site: Site, table: str) -> Iterator[None]:
+    """Have others look before a row is committed, also where one processor does all the work."""
+    site.execute(TAKES_TIME.format(table=table))
+    try:
+        yield
+    finally:
+        site.execute(f"DROP TRIGGER takes_time ON {table}; DROP FUNCTION takes_time()")
+
+
+TAKES_TIME = """
+CREATE FUNCTION takes_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM pg_sleep(0.05);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER takes_time BEFORE INSERT ON {table}
+  FOR EACH ROW EXECUTE FUNCTION takes_time();
+"""
 NO_ROOM = """
 CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   RAISE 'could not extend file: No space left on device' USING ERRCODE = '{sqlstate}';

@@ -35,6 +35,7 @@ class Answer:
     status: int | str
     content: Mapping[str, Any] = field(default_factory=dict)
     retry_after: str | None = None
+    is_new: bool = False  # the connection
     asked: float = field(default_factory=time.monotonic)
     answered: float = field(default_factory=time.monotonic)
 
@@ -104,6 +105,20 @@ def verify(
         *_repeated(found),
         *_miscounted(answers),
         *_unaccounted(answers, found),
+    ]
+
+
+def dropped(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the requests that were cut though a service that stops had accepted their connection.
+
+    Whoever connects between its last look for connections and the close is reset by the kernel: it
+    is new to the service then, and nobody connects after it.
+    """
+    served = [one.asked for one in answers if one.is_new and one.status not in (CUT, REFUSED)]
+    return [
+        one
+        for one in answers
+        if one.status == CUT and (not one.is_new or one.answered < max(served, default=0.0))
     ]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from sqlalchemy import NullPool, create_engine, text
 
-from tests.conftest import unguard
+from tests.conftest import UNHURRIED, unguard
 from tests.measuring import MEASURING
 from tests.races import eventually
 
@@ -136,6 +136,7 @@ def serving(
                 "PORT": str(port),
                 "PYTHONFAULTHANDLER": "1",
                 "ROLLCALL_AUTH": "off",
+                **UNHURRIED,
                 **(MEASURING if measured else {}),
                 **environment,
             },
@@ -146,7 +147,7 @@ def serving(
     service = Service(process, port, log)
     try:
         if ready:
-            eventually(service.is_ready, 30)
+            eventually(service.is_ready)
         yield service
     finally:
         if process.poll() is None:
