@@ -52,7 +52,7 @@ def flask_on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
         while True:
             shown += os.read(ours, 4096)
     os.close(ours)
-    return process.wait(30), shown.decode()
+    return process.wait(60), shown.decode()
 
 
 def test_init_db_creates_and_then_has_nothing_to_do(

@@ -354,7 +354,7 @@ def test_a_start_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
     held = os.open(in_use, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_SH)
     with serving(tmp_path, ready=False, PORT="x", TMPDIR=str(made)) as service:
-        assert service.process.wait(30) == 1
+        assert service.process.wait(60) == 1
         log = service.log.read_text()
     assert log.startswith("rollcall: PORT ")
     os.close(held)

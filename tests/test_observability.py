@@ -315,7 +315,7 @@ def test_a_hostile_request_is_one_line_of_valid_json(service: Service, case: str
     """With an id of our own, which the answer bears, once."""
     sent, status = HOSTILE[case]
     before = len(service.log.read_bytes())
-    with socket.create_connection(("127.0.0.1", service.port), 5) as raw:
+    with socket.create_connection(("127.0.0.1", service.port), 30) as raw:
         raw.sendall(sent)
         raw.shutdown(socket.SHUT_WR)
         head = raw.makefile("rb").read().partition(b"\r\n\r\n")[0].decode("latin-1")

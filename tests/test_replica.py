@@ -18,7 +18,7 @@ from app import replica
 from app.db import db
 from app.directory import look
 from app.models import NATURAL_KEYS, Department
-from app.transactions import StatementText
+from app.transactions import RetryPolicy, StatementText
 from migrations_bootstrap import bootstrap
 from tests.conftest import empty
 from tests.races import eventually, started
@@ -81,8 +81,14 @@ def outcomes() -> Iterator[Counter[str]]:
 def client(
     make_app: Make, primary: Node, standby: Node, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FlaskClient]:
-    """A client of a service with a replica, which may be as old as it likes."""
+    """A client of a service with a replica, which may be as old, and as slow, as it likes.
+
+    One that has failed is left alone until the test says otherwise.
+    """
     monkeypatch.setattr(replica, "MOST_LAG", 3600.0)
+    monkeypatch.setattr(replica, "PAUSE", 3600.0)
+    monkeypatch.setattr(replica, "CONNECT_TIMEOUT", 60)
+    monkeypatch.setattr(replica, "ASKING", RetryPolicy())
     app = make_app(primary.url(DATABASE), ROLLCALL_READ_URL=standby.url(DATABASE))
     client = app.test_client()
     client.get("/api/v1/departments")  # it knows from now on where the primary was
@@ -290,7 +296,7 @@ def test_a_conflict_with_recovery_is_no_error(
     """The standby cancels a query that is in the way of what it has to replay."""
     create(client, "Research")
     catch_up(primary, standby)
-    slow = select(Department.name, func.pg_sleep(10))
+    slow = select(Department.name, func.pg_sleep(60))
 
     def read() -> Any:
         with client.application.test_request_context():
