@@ -402,8 +402,11 @@ def test_writers_below_serializable_are_refused_only_until_the_guard_stands(
     assert run(legacy, "SELECT FROM pg_proc WHERE proname LIKE 'rollcall%'") == []
 
 
-def test_a_guard_that_waits_too_long_names_who_holds_it_up(legacy: Flask, legacy_url: str) -> None:
+def test_a_guard_that_waits_too_long_names_who_holds_it_up(
+    legacy: Flask, legacy_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line, with the pid; run again it finishes."""
+    monkeypatch.setattr("migrations_bootstrap.indexes.PATIENCE", 0.01)
     engine = create_engine(legacy_url, poolclass=NullPool)
     with engine.connect() as writer:
         pid = writer.scalar(text("SELECT pg_backend_pid()"))

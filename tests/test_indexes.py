@@ -352,7 +352,7 @@ def test_a_build_waits_for_an_old_transaction_and_says_for_whose(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bounded: the line names it, and the next run repairs what is left."""
-    monkeypatch.setattr(indexes, "PATIENCE", 0.1)
+    monkeypatch.setattr(indexes, "PATIENCE", 0.01)
     caplog.set_level(logging.INFO)
     with engine.connect() as writer:
         writer.exec_driver_sql("SET application_name = 'the import'")

@@ -699,8 +699,8 @@ def test_a_table_in_use_is_tried_again(
 ) -> None:
     """A reader in a long transaction holds the change up, not the other way round."""
     run(engine, BARE, ROWS)
-    monkeypatch.setattr(schema, "DDL_LOCK_TIMEOUT", 0.5)
-    monkeypatch.setattr(schema, "DDL_PATIENCE", 0.1)
+    monkeypatch.setattr(schema, "DDL_LOCK_TIMEOUT", 1)
+    monkeypatch.setattr(schema, "DDL_PATIENCE", 0.01)
     with held(engine, "SELECT * FROM employee") as reader:
         monkeypatch.setattr(schema.time, "sleep", lambda seconds: reader.rollback())
         done = upgrade(engine.url, adopt=True)
@@ -714,8 +714,8 @@ def test_a_table_in_use_is_not_tried_without_end(
 ) -> None:
     """The line names who holds it."""
     run(engine, BARE)
-    monkeypatch.setattr(schema, "DDL_LOCK_TIMEOUT", 0.3)
-    monkeypatch.setattr(schema, "DDL_PATIENCE", 0.1)
+    monkeypatch.setattr(schema, "DDL_LOCK_TIMEOUT", 0.7)
+    monkeypatch.setattr(schema, "DDL_PATIENCE", 0.01)
     monkeypatch.setattr(schema, "DDL_ATTEMPTS", 2)
     monkeypatch.setattr(schema, "DDL_PAUSE", 0)
     with (
