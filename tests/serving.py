@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from sqlalchemy import NullPool, create_engine, text
 
-from tests.conftest import UNHURRIED, unguard
+from tests.conftest import unguard
 from tests.measuring import MEASURING
 from tests.races import eventually
 
@@ -136,7 +136,6 @@ def serving(
                 "PORT": str(port),
                 "PYTHONFAULTHANDLER": "1",
                 "ROLLCALL_AUTH": "off",
-                **UNHURRIED,
                 **(MEASURING if measured else {}),
                 **environment,
             },

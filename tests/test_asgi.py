@@ -32,7 +32,7 @@ from app.security import FOR_ADMINS, required_scope
 from app.tokens import SCOPES, new_token
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests.asgi_client import AsgiApplication, ask, run
-from tests.conftest import UNHURRIED, empty
+from tests.conftest import empty
 from tests.hostile import MARK, SEEDED, bodies, conditions, fields, paths, queries
 from tests.races import eventually, terminate_backends
 from tests.serving import ROOT, Service, free_port
@@ -430,7 +430,7 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Servi
         process = subprocess.Popen(
             [UVICORN, "asgi:app", f"--port={port}", *arguments],
             cwd=ROOT,
-            env={**os.environ, **UNHURRIED, **environment},
+            env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

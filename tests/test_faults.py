@@ -25,7 +25,7 @@ from app.models import NATURAL_KEYS, Department, Employee
 from migrations_bootstrap import bootstrap
 from migrations_bootstrap.embedded import EmbeddedServer
 from tests import faults
-from tests.conftest import empty, private_server, unguard
+from tests.conftest import UNHURRIED, empty, private_server, unguard
 from tests.faults import Site
 from tests.ledger import CUT, REFUSED, Answer, Key, Row, Stored, dropped, stored, verify
 from tests.load import Load, close_if_stale, post, under_load
@@ -155,7 +155,7 @@ def test_a_pool_that_is_exhausted(database_url: str, tmp_path: Path) -> None:
 def test_replies_lost_under_load(either_url: str, tmp_path: Path) -> None:
     """The reply to the statement that commits is dropped, or cut after some of its bytes."""
     with lossy_proxy(either_url) as (proxy, through):
-        with serving_as_it_is(through, tmp_path) as service:
+        with serving_as_it_is(through, tmp_path, **UNHURRIED) as service:
             site = Site(service, either_url)
             with (
                 site.under_load() as load,
@@ -184,7 +184,7 @@ def test_a_stop_under_load(either_url: str, tmp_path: Path) -> None:
 def patient(own_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A service that gives nothing up soon."""
     folder = tmp_path_factory.mktemp("patient")
-    with serving_as_it_is(own_url, folder, WEB_CONCURRENCY="3") as service:
+    with serving_as_it_is(own_url, folder, WEB_CONCURRENCY="3", **UNHURRIED) as service:
         yield Site(service, own_url)
 
 

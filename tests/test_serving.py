@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from app.worker import Worker
-from tests.conftest import empty
+from tests.conftest import UNHURRIED, empty
 from tests.ledger import stored, verify
 from tests.load import under_load
 from tests.races import eventually, terminate_backends, together
@@ -227,7 +227,7 @@ def test_batches_and_single_creates_do_not_starve_each_other(
     def all_get_on() -> bool:
         return min(map(len, batches + singles)) >= 3
 
-    with serving_as_it_is(either_url, tmp_path) as service:
+    with serving_as_it_is(either_url, tmp_path, **UNHURRIED) as service:
         empty(either_url)
         service.call("POST", "/api/v1/departments", {"name": "D"})
         senders = [
