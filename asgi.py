@@ -2,9 +2,11 @@
 
 import gc
 
-from app.asgi import create_app
-from app.asgi.outside import Outside
-from app.errors import ConfigurationError
+gc.disable()  # as in wsgi.py
+
+from app.asgi import create_app  # noqa: E402
+from app.asgi.outside import Outside  # noqa: E402
+from app.errors import ConfigurationError  # noqa: E402
 
 try:
     app = Outside(create_app())
@@ -13,3 +15,4 @@ except ConfigurationError as error:
 
 # As in wsgi.py.
 gc.freeze()
+gc.enable()

@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import gc
 import os
 import resource
 import shutil
@@ -51,6 +52,8 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     remove_abandoned_folders()
     make_folder_for_metrics()
 
+gc.disable()  # as in wsgi.py
+
 from gunicorn.errors import HaltServer  # noqa: E402
 from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
 
@@ -61,6 +64,8 @@ from app.errors import ConfigurationError  # noqa: E402
 from app.loopback import require_loopback  # noqa: E402
 from app.metrics import bring_up_to_date  # noqa: E402
 from migrations_bootstrap import BootstrapError  # noqa: E402
+
+gc.enable()
 
 try:
     settings = load_settings()

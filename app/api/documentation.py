@@ -104,34 +104,33 @@ def describe(
     always = EVERYWHERE if of_the_service else EVERYWHERE + OF_A_TENANT
 
     def decorate(method: Method) -> Method:
-        for status in sorted({*always, *refusals}):
-            method = _answer(namespace, status, "Problem")(method)
-        for status, model in answers.items():
-            method = _answer(namespace, status, model)(method)
+        statuses = dict.fromkeys(sorted({*always, *refusals}), "Problem") | dict(answers)
         has_content = any(answers.values())
-        method = namespace.produces(["application/json", PROBLEM] if has_content else [PROBLEM])(
-            method
-        )
-        if body is not None:
-            method = namespace.expect(MODELS[body], validate=False)(method)
+        params: dict[str, Any] = {}
         if optional_body:
-            method = namespace.doc(params={"payload": {"in": "body", "required": False}})(method)
+            params["payload"] = {"in": "body", "required": False}
         if query is not None:
-            method = namespace.doc(params=_parameters(query))(method)
-        if headers:
-            method = namespace.doc(params={name: _header(name) for name in headers})(method)
-        return method
+            params |= _parameters(query)
+        params |= {name: _header(name) for name in headers}
+        said: dict[str, Any] = {
+            "responses": {
+                str(status): _answer(status, model) for status, model in statuses.items()
+            },
+            "produces": ["application/json", PROBLEM] if has_content else [PROBLEM],
+            "params": params,
+        }
+        if body is not None:
+            said |= {"expect": [MODELS[body]], "validate": False}
+        # At once: with each call Flask-RESTX copies all that was said before, models too.
+        documented: Method = namespace.doc(**said)(method)
+        return documented
 
     return decorate
 
 
-def _answer(namespace: Namespace, status: int, model: str) -> Callable[[Method], Method]:
-    phrase = HTTPStatus(status).phrase
+def _answer(status: int, model: str) -> tuple[str, SchemaModel | None, dict[str, Any]]:
     headers = HEADERS.get(status, {}) | (TAG if model in RECORDS else {}) | ALWAYS
-    decorator: Callable[[Method], Method] = namespace.response(
-        status, phrase, MODELS.get(model), headers=headers
-    )
-    return decorator
+    return HTTPStatus(status).phrase, MODELS.get(model), {"headers": headers}
 
 
 def _header(name: str) -> dict[str, Any]:
