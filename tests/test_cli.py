@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -11,12 +12,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from flask import Flask
+from flask.cli import ScriptInfo
 from sqlalchemy import create_engine, make_url
 
 from app.database import administering
 from app.db import db
 from tests.measuring import MEASURING
+from tests.races import started
 
 ROOT = Path(__file__).parent.parent
 FLASK = str(Path(sys.executable).with_name("flask"))
@@ -36,23 +40,38 @@ def flask(
     )
 
 
-def flask_on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
-    """Run the command on a terminal; return its exit status, and all that it showed there."""
+def on_a_terminal(
+    app: Flask, *arguments: str, typed: bytes = b"", **environment: str
+) -> tuple[int, str]:
+    """Run a command on a terminal, in this process; return its exit status and what it showed.
+
+    A process of its own would take a second to load, and two where it is measured.
+    """
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [FLASK, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **MEASURING, "TERM": "xterm", **environment},
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
+    os.write(ours, typed)
+    shown = started(lambda: all_of(ours))
+    with (
+        open(theirs, "r+b", buffering=0) as terminal,
+        io.TextIOWrapper(terminal, write_through=True) as text,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in ("stdin", "stdout", "stderr"):
+            patch.setattr(sys, name, text)
+        for name, value in {"TERM": "xterm", **environment}.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            app.cli.main([*arguments], obj=ScriptInfo(create_app=lambda: app))
+    return int(str(ended.value.code)), shown()
+
+
+def all_of(terminal: int) -> str:
+    """Read what a terminal shows until nobody has it open any more, and close it."""
     shown = b""
     with contextlib.suppress(OSError):  # that is how Linux says that the other end was closed
         while True:
-            shown += os.read(ours, 4096)
-    os.close(ours)
-    return process.wait(60), shown.decode()
+            shown += os.read(terminal, 4096)
+    os.close(terminal)
+    return shown.decode()
 
 
 def test_init_db_creates_and_then_has_nothing_to_do(

@@ -13,8 +13,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import NullPool, create_engine
 
-from tests.measuring import MEASURING
-from tests.test_cli import FLASK, ROOT, flask
+from tests.test_cli import FLASK, ROOT, flask, on_a_terminal
 from tests.test_duplicate_guard_cli import (
     duplicates,
     everything,
@@ -398,27 +397,33 @@ def test_purge_asks_and_does_not_where_nobody_can_answer(marked: Flask) -> None:
 
 
 @pytest.mark.parametrize(("answer", "status", "left"), [(b"n\n", 1, 5), (b"y\n", 0, 3)])
-def test_purge_asks_on_a_terminal(
-    marked: Flask, marked_url: str, answer: bytes, status: int, left: int
-) -> None:
-    """On standard error, and takes no for an answer."""
+def test_purge_asks_on_a_terminal(marked: Flask, answer: bytes, status: int, left: int) -> None:
+    """It takes no for an answer."""
+    duplicates(marked, "merge", "--all", "--table", "department")
+    ended, shown = on_a_terminal(marked, "duplicates", "purge", "--older-than", "0d", typed=answer)
+    assert ended == status
+    assert "Delete the duplicates of 2 merges for good? [y/N]" in shown
+    assert len(run(marked, "SELECT FROM department")) == left
+
+
+def test_purge_asks_on_standard_error(marked: Flask, marked_url: str) -> None:
+    """So that standard output stays what it is."""
     duplicates(marked, "merge", "--all", "--table", "department")
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [FLASK, "duplicates", "purge", "--older-than", "0d"],
         cwd=ROOT,
-        env={**os.environ, **MEASURING, "DATABASE_URL": marked_url},
+        env={**os.environ, "DATABASE_URL": marked_url},
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        os.write(ours, answer)
-        _, stderr = process.communicate(timeout=60)
+        os.write(ours, b"n\n")
+        stdout, stderr = process.communicate(timeout=60)
     os.close(ours)
     os.close(theirs)
-    assert process.returncode == status
+    assert (process.returncode, stdout) == (1, b"")
     assert b"Delete the duplicates of 2 merges for good? [y/N]" in stderr
-    assert len(run(marked, "SELECT FROM department")) == left
 
 
 def test_a_merge_that_is_stopped_can_be_run_again(marked: Flask, marked_url: str) -> None:
@@ -435,11 +440,11 @@ def test_a_merge_that_is_stopped_can_be_run_again(marked: Flask, marked_url: str
     assert json.loads(result.stdout)["employee"]["merged"] == 33 - done
 
 
-def test_the_commands_work_as_an_operator_calls_them(marked_url: str) -> None:
-    """As processes of their own."""
-    env = {"DATABASE_URL": marked_url}
-    assert flask("duplicates", "merge", "--all", **env).stdout.endswith(f"{NEXT}\n")
-    assert flask("duplicates", "undo", "--all", **env).stdout.startswith("Undone 35 merges")
+def test_the_commands_work_as_an_operator_calls_them(marked: Flask, marked_url: str) -> None:
+    """As a process of its own; what one has merged another undoes."""
+    done = flask("duplicates", "merge", "--all", DATABASE_URL=marked_url)
+    assert done.stdout.endswith(f"{NEXT}\n")
+    assert duplicates(marked, "undo", "--all").stdout.startswith("Undone 35 merges")
 
 
 def test_columns_without_a_foreign_key_are_repointed_where_they_are_declared(

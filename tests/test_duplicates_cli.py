@@ -25,7 +25,7 @@ from tests.conftest import execute, waits
 from tests.legacy import LegacyRows
 from tests.measuring import MEASURING
 from tests.races import eventually
-from tests.test_cli import FLASK, ROOT, flask, flask_on_a_terminal
+from tests.test_cli import FLASK, ROOT, flask, on_a_terminal
 
 Made = tuple[str, LegacyRows]
 
@@ -263,11 +263,12 @@ def test_progress_is_shown_in_lines_where_there_is_no_terminal(
     assert "employee: 300 rows compared so far, " in result.stderr
 
 
-def test_progress_is_shown_in_place_on_a_terminal(legacy_database: Made) -> None:
+def test_progress_is_shown_in_place_on_a_terminal(
+    make_app: Callable[..., Flask], legacy_database: Made
+) -> None:
     """And is gone when the report comes, which is as wide as the terminal."""
-    status, shown = flask_on_a_terminal(
-        "duplicates", "report", DATABASE_URL=legacy_database[0], COLUMNS="60"
-    )
+    app = make_app(legacy_database[0])
+    status, shown = on_a_terminal(app, "duplicates", "report", COLUMNS="60")
     assert status == 0
     assert re.match(r"(\r\x1b\[K[\w: ]+, \d+ s)+\r\x1b\[Kdepartment: 7 rows, ", shown)
     assert "Next: look at the 10 groups of homonyms" in shown

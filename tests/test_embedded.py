@@ -155,7 +155,7 @@ def expect_the_end(folder: Path, seconds: float = 60) -> None:
 @contextlib.contextmanager
 def reachable_folder() -> Iterator[Path]:
     """Make a folder that every user can reach; pytest's own are below one that is closed."""
-    path = Path(tempfile.mkdtemp(prefix="rollcall-test-", dir="/tmp")).resolve()
+    path = Path(tempfile.mkdtemp(prefix="rollcall-test-")).resolve()
     path.chmod(0o755)
     yield path
     expect_the_end(path)

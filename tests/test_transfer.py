@@ -26,7 +26,7 @@ from app.db import db
 from app.models import Department, Employee
 from tests.conftest import count, empty
 from tests.races import inserts_held
-from tests.test_cli import ROOT, flask, flask_on_a_terminal
+from tests.test_cli import ROOT, flask, on_a_terminal
 
 HEADER = "name,department,title,email,hired_on\n"
 GOOD = HEADER + (
@@ -341,12 +341,10 @@ def test_progress_is_shown_in_lines_where_there_is_no_terminal(
     assert "exported 1000 so far" in runner.invoke(args=["employees", "export"]).stderr
 
 
-def test_progress_is_a_bar_on_a_terminal(database_url: str, folder: Path) -> None:
+def test_progress_is_a_bar_on_a_terminal(app: Flask, folder: Path) -> None:
     """With the rows that were read."""
     (folder / "people.csv").write_text(numbered(1500), "utf-8")
-    status, shown = flask_on_a_terminal(
-        "employees", "import", f"{folder}/people.csv", DATABASE_URL=database_url
-    )
+    status, shown = on_a_terminal(app, "employees", "import", "people.csv")
     assert status == 0
     assert "100%" in shown
     assert "1500 rows, 0 rejected" in shown
