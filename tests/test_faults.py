@@ -6,6 +6,7 @@ were answered is then held against the database. All that, the service is not re
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import socket
 import time
@@ -19,7 +20,9 @@ from threading import Thread
 
 import pytest
 from flask import Flask
+from sqlalchemy import create_engine
 
+from app import transactions
 from app.db import db
 from app.models import NATURAL_KEYS, Department, Employee
 from migrations_bootstrap import bootstrap
@@ -30,7 +33,7 @@ from tests.faults import Site
 from tests.ledger import CUT, REFUSED, Answer, Key, Row, Stored, dropped, stored, verify
 from tests.load import Load, close_if_stale, post, under_load
 from tests.proxy import lossy_proxy
-from tests.races import commit_serializable, eventually, inserts_held, started
+from tests.races import commit_serializable, eventually, inserts_held, inserts_meet, started, together
 from tests.serving import free_port, serving_as_it_is
 
 # Short enough for a test: a lock is waited for, and requests give up, soon.
@@ -168,16 +171,16 @@ def test_replies_lost_under_load(either_url: str, tmp_path: Path) -> None:
     assert {answer.status for answer in load.answers} == {200, 201}
 
 
-def test_a_stop_under_load(either_url: str, tmp_path: Path) -> None:
+def test_a_stop_under_load(unguarded_url: str, tmp_path: Path) -> None:
     """SIGTERM: what was accepted is answered, on old connections and new, then nobody listens."""
-    with serving_as_it_is(either_url, tmp_path) as service:
-        empty(either_url)
+    with serving_as_it_is(unguarded_url, tmp_path) as service:
+        empty(unguarded_url)
         with under_load(service) as load:
             assert service.stop() == 0
     assert load.has(201, 20)
     assert load.has(REFUSED, 1)
     assert dropped(load.answers) == []
-    assert verify(load.answers, stored(either_url), {REFUSED, CUT}) == []
+    assert verify(load.answers, stored(unguarded_url), {REFUSED, CUT}) == []
 
 
 @pytest.fixture(scope="module")
@@ -270,16 +273,42 @@ def test_the_checker_catches_what_is_wrong(
     application: str, unguarded_url: str, tmp_path: Path
 ) -> None:
     """The load can fail: a loop that loses its isolation level, and ours without any."""
-    with serving_as_it_is(
-        unguarded_url, tmp_path, application, measured=True, WEB_CONCURRENCY="3"
-    ) as service:
+    with serving_as_it_is(unguarded_url, tmp_path, application, WEB_CONCURRENCY="3") as service:
         site = Site(service, unguarded_url)
         with faults.slow_inserts(site, "department"), site.under_load() as load:
-            eventually(lambda: "repeated" in kinds(load, site))
+            eventually(lambda: "repeated" in kinds_after_a_round(load, site))
 
 
-def kinds(load: Load, site: Site) -> set[str]:
-    """Return the kinds of wrongs that the checker finds."""
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [("tests.naive", [200, 201]), ("tests.without_isolation", [201, 201])],
+)
+def test_what_is_wrong_with_the_two_is_not_the_same(
+    module: str, told: list[int], unguarded_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop's first attempt is serializable: two clients of one key do not get past that."""
+    empty(unguarded_url)
+    monkeypatch.setenv("DATABASE_URL", unguarded_url)
+    monkeypatch.setenv("ROLLCALL_AUTH", "off")
+    monkeypatch.setattr(transactions, "SERIALIZABLE", transactions.SERIALIZABLE)  # back afterwards
+    wrong = importlib.import_module(module).app
+    assert wrong.test_client().get("/readyz").status_code == 200
+
+    def create(name: str) -> int:
+        body = {"name": name, "department": "Sales", "title": "Chief"}
+        return int(wrong.test_client().post("/api/v1/employees", json=body).status_code)
+
+    assert [create("Ann"), create("Ann")] == [201, 200]
+    engine = create_engine(unguarded_url)
+    with inserts_meet(engine, "employee", 2):
+        assert sorted(together([partial(create, "Bob")] * 2)) == told
+    engine.dispose()
+    assert len(stored(unguarded_url).employees) == 1 + told.count(201)
+
+
+def kinds_after_a_round(load: Load, site: Site) -> set[str]:
+    """Return the kinds of wrongs that the checker finds when another round has begun."""
+    load.pass_rounds(1)
     found = verify(list(load.answers), stored(site.url))
     return {wrong.partition(":")[0] for wrong in found}
 

@@ -28,9 +28,10 @@ from tests.serving import Service, exchange, serving, serving_as_it_is
 
 
 @pytest.fixture
-def either(either_url: str) -> Iterator[Engine]:
-    """An engine on a guarded database, and on one that is not."""
-    engine = create_engine(either_url)
+def unguarded(unguarded_url: str) -> Iterator[Engine]:
+    """An engine on an empty database without guards: nothing else would refuse a duplicate."""
+    empty(unguarded_url)
+    engine = create_engine(unguarded_url)
     yield engine
     engine.dispose()
 
@@ -111,27 +112,27 @@ def test_a_worker_that_is_told_to_stop_at_its_very_start_does(
         assert service.stop() == 0
 
 
-def test_a_connection_that_was_cut_does_not_show(either: Engine, tmp_path: Path) -> None:
+def test_a_connection_that_was_cut_does_not_show(unguarded: Engine, tmp_path: Path) -> None:
     """Backends are terminated between requests: reads and writes are run again."""
-    with serving_as_it_is(url_of(either), tmp_path, WEB_CONCURRENCY="1") as service:
+    with serving_as_it_is(url_of(unguarded), tmp_path, WEB_CONCURRENCY="1") as service:
         for number in range(5):
             assert service.call("POST", "/api/v1/departments", {"name": f"D{number}"})[0] == 201
-            terminate_backends(either)
+            terminate_backends(unguarded)
             assert service.call("GET", "/api/v1/departments")[0] == 200
-            terminate_backends(either)
+            terminate_backends(unguarded)
 
 
 def test_a_preloaded_application_shares_no_connection(
-    either: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unguarded: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--preload loads it in the master, and each worker connects for itself."""
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--preload")
     with (
-        serving_as_it_is(url_of(either), tmp_path, WEB_CONCURRENCY="2") as service,
+        serving_as_it_is(url_of(unguarded), tmp_path, WEB_CONCURRENCY="2") as service,
         under_load(service) as load,
     ):
         assert load.well_again() == []
-    assert verify(load.answers, stored(url_of(either))) == []
+    assert verify(load.answers, stored(url_of(unguarded))) == []
 
 
 POST = b"POST /api/v1/departments HTTP/1.1\r\nContent-Type: application/json\r\n"
