@@ -292,7 +292,7 @@ def project() -> Iterator[Path]:
 
 def test_the_embedded_server_serves_where_nothing_is_configured(project: Path) -> None:
     """Commands and gunicorn start it, say so, share it and leave nothing running."""
-    made = flask("init-db", project=project, measured=True, DATABASE_URL="")
+    made = flask("init-db", project=project, DATABASE_URL="")
     again = flask("init-db", project=project, DATABASE_URL="")
     assert made.returncode == again.returncode == 0, made.stderr
     assert "Created the database." in made.stdout

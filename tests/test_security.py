@@ -372,6 +372,16 @@ def file_token() -> str:
     return new_token()
 
 
+# Rollcall whose workers remember tokens for a moment, so that a test need not wait for long.
+SHORT_MEMORY = """
+from app import create_app, tokens
+from app.token_cache import TokenCache
+
+app = create_app()
+app.extensions["rollcall_tokens"] = TokenCache(tokens.find, tokens.note_use, lifetime=0.2)
+"""
+
+
 @pytest.fixture(scope="module")
 def service(
     migrated_url: str, file_token: str, tmp_path_factory: pytest.TempPathFactory
@@ -379,10 +389,11 @@ def service(
     """Two workers that ask for tokens, and log all that they can; the first token is in a file."""
     folder = tmp_path_factory.mktemp("locked")
     (folder / "token").write_text(f"{file_token}\n")
+    (folder / "short_memory.py").write_text(SHORT_MEMORY)
     with serving(
         folder,
-        "tests.short_memory:app",
-        measured=True,
+        "short_memory:app",
+        PYTHONPATH=str(folder),
         DATABASE_URL=migrated_url,
         LOG_LEVEL="DEBUG",
         ROLLCALL_AUTH="token",
