@@ -33,7 +33,14 @@ from tests.faults import Site
 from tests.ledger import CUT, REFUSED, Answer, Key, Row, Stored, dropped, stored, verify
 from tests.load import Load, close_if_stale, post, under_load
 from tests.proxy import lossy_proxy
-from tests.races import commit_serializable, eventually, inserts_held, inserts_meet, started, together
+from tests.races import (
+    commit_serializable,
+    eventually,
+    inserts_held,
+    inserts_meet,
+    started,
+    together,
+)
 from tests.serving import free_port, serving_as_it_is
 
 # Short enough for a test: a lock is waited for, and requests give up, soon.
