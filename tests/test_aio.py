@@ -94,8 +94,9 @@ def asynchronous(url: str, **options: Any) -> AsyncEngine:
 
 
 def at_once(url: str) -> AsyncEngine:
-    """Return an engine as the service has it, whose connections are at SERIALIZABLE."""
-    settings = load_settings({"DATABASE_URL": url, "ROLLCALL_AUTH": "off"})
+    """Return an engine as the service has it, whose connections begin with PATIENT's limits."""
+    limits = {"ROLLCALL_LOCK_TIMEOUT": PATIENT.lock_timeout}
+    settings = load_settings({"DATABASE_URL": url, "ROLLCALL_AUTH": "off", **limits})
     return make_async_engine(make_url(url), settings, at_once=True)
 
 
@@ -434,7 +435,7 @@ def test_a_call_is_one_packet_where_connections_are_as_it_needs_them(
     assert not any(b"BEGIN" in packet for (packet,) in alone)
     assert [b"LOCK TABLE pet" in packet for packet in raced if b"BEGIN" in packet] == [True]
     assert len(caplog.records) == 1
-    assert set(settings) == {("serializable", "2s", "10s", "off")}
+    assert set(settings) == {("serializable", "1min", "10s", "off")}
 
 
 def test_what_is_read_there_is_read_as_anywhere(url: str) -> None:
