@@ -18,6 +18,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, NullPool, create_engine, make_url
 
+from app.database import bootstrap_database
 from app.db import db
 from app.models import NATURAL_KEYS
 from migrations_bootstrap import bootstrap
@@ -275,6 +276,20 @@ def test_an_embedded_server_that_fails_is_a_database_that_is_away(
     assert answer.status_code == 503
     assert answer.get_json()["detail"].startswith("The embedded server does not start")
     assert client.post("/api/v1/departments", json={"name": "X"}).status_code == 503
+
+
+def test_a_bootstrap_starts_the_embedded_server_and_says_so(
+    make_app: Callable[..., Flask],
+    server: EmbeddedServer,
+    empty_database: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the folder of its data."""
+    app = make_app(empty_database)
+    app.extensions["rollcall_embedded"] = server
+    with app.app_context():
+        assert bootstrap_database().created
+    assert f"using the embedded PostgreSQL server, data in {server.home}" in caplog.text
 
 
 @pytest.fixture
