@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,8 @@ class LossyProxy:
 
     def _once(self, data: bytes) -> int | None:
         """Return how much of the reply to pass on; None: all of it."""
-        if self.lose_reply_to is None or self.lose_reply_to not in data:
+        # Whole words: BEGIN may say READ COMMITTED.
+        if self.lose_reply_to is None or not re.search(self.lose_reply_to + rb"\b", data):
             return None
         self.lose_reply_to = None
         return 0
