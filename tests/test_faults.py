@@ -64,6 +64,10 @@ def own_url(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> str:
     return url
 
 
+# For faults that guards have no part in.
+without_guards = pytest.mark.parametrize("own_url", ["unguarded"], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def site(own_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A service that meets one fault after the other, and is never restarted."""
@@ -115,6 +119,7 @@ def test_a_worker_killed_under_load(site: Site) -> None:
     assert wrongs(load, site, {CUT}) == []
 
 
+@without_guards
 def test_a_table_locked_by_a_stranger(site: Site) -> None:
     """Clients get a 503 after their time, and all is well when the lock is gone."""
     with site.under_load() as load, load.hit(), faults.locked(site, "employee"):
@@ -122,6 +127,7 @@ def test_a_table_locked_by_a_stranger(site: Site) -> None:
     assert wrongs(load, site) == []
 
 
+@without_guards
 def test_a_server_that_is_read_only(site: Site) -> None:
     """Every write is a 503 until it is over."""
     with site.under_load() as load, load.hit(), faults.read_only_server(site):
@@ -129,6 +135,7 @@ def test_a_server_that_is_read_only(site: Site) -> None:
     assert wrongs(load, site) == []
 
 
+@without_guards
 def test_connections_that_stay_read_only(site: Site) -> None:
     """What was made read-only in the pool does not outlive the fault there."""
     with site.under_load() as load, load.hit(), faults.read_only_newcomers(site):
@@ -198,6 +205,7 @@ def patient(own_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Site(service, own_url)
 
 
+@without_guards
 def test_a_reload_under_load(patient: Site) -> None:
     """SIGHUP replaces all workers, and no request shows it."""
     with patient.under_load() as load, load.hit():

@@ -255,36 +255,37 @@ def test_the_token_names_the_tenant_where_that_is_set(
     assert_problem(answer, 403, "wrong_tenant")
 
 
-@pytest.mark.parametrize(
-    ("host", "tenant"),
-    [
-        (f"{ONE}.rollcall.example.com", ONE),
-        (f"{ONE.upper()}.example.com:8443", ONE),
-        (f"{ONE}.localhost:8000", ONE),
-        (f"{TWO}.example.com.", TWO),
-        ("rollcall.example.com", None),
-        ("www.example.com", None),
-        ("api.example.com", None),
-        ("example.com", None),
-        ("localhost:8000", None),
-        ("localhost", None),
-        ("127.0.0.1:8000", None),
-        ("[::1]:8000", None),
-    ],
-)
+HOSTS = {
+    f"{ONE}.rollcall.example.com": ONE,
+    f"{ONE.upper()}.example.com:8443": ONE,
+    f"{ONE}.localhost:8000": ONE,
+    f"{TWO}.example.com.": TWO,
+    "rollcall.example.com": None,
+    "www.example.com": None,
+    "api.example.com": None,
+    "example.com": None,
+    "localhost:8000": None,
+    "localhost": None,
+    "127.0.0.1:8000": None,
+    "[::1]:8000": None,
+}
+
+
 def test_the_host_names_the_tenant_where_that_is_set(
-    make_app: Callable[..., Flask], app: Flask, home_url: str, host: str, tenant: str | None
+    make_app: Callable[..., Flask], app: Flask, home_url: str
 ) -> None:
     """By its first label. Where there is none it is the service's own database."""
     client = tenants_app(make_app, home_url, ROLLCALL_TENANT_SOURCE="subdomain").test_client()
-    call(app.test_client(), tenant, name=f"At {tenant}")
-    items = client.get(DEPARTMENTS, headers={"Host": host}).get_json()["items"]
-    names = {item["name"] for item in items if item["name"].startswith("At ")}
-    assert names == {f"At {tenant}"}
-    agreeing = {"Host": host, "X-Tenant": tenant} if tenant else {"Host": host}
-    assert client.get(DEPARTMENTS, headers=agreeing).status_code == 200
-    other = client.get(DEPARTMENTS, headers={"Host": host, "X-Tenant": "other"})
-    assert_problem(other, 422, "invalid")
+    for tenant in (ONE, TWO, None):
+        call(app.test_client(), tenant, name=f"At {tenant}")
+    for host, tenant in HOSTS.items():
+        items = client.get(DEPARTMENTS, headers={"Host": host}).get_json()["items"]
+        names = {item["name"] for item in items if item["name"].startswith("At ")}
+        assert names == {f"At {tenant}"}, host
+        agreeing = {"Host": host, "X-Tenant": tenant} if tenant else {"Host": host}
+        assert client.get(DEPARTMENTS, headers=agreeing).status_code == 200
+        other = client.get(DEPARTMENTS, headers={"Host": host, "X-Tenant": "other"})
+        assert_problem(other, 422, "invalid")
 
 
 @pytest.mark.parametrize(
