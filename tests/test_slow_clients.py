@@ -161,6 +161,7 @@ def test_answers_that_are_not_read_are_dropped_after_their_time(
 ) -> None:
     """What the kernel has taken of them arrives."""
     deaf = connected(hasty, opened, LARGE_FILE * MANY)
+    eventually(lambda: has_come(deaf))  # before, nobody may have it yet
     eventually(lambda: not connections(hasty))
     assert len(everything(deaf)) < MANY * 1_000_000
 
