@@ -394,9 +394,8 @@ def app(applications: dict[str, Flask], database_url: str) -> Iterator[Flask]:
 def hang_up(app: Flask) -> None:
     """Close an application's connections, those to its tenants' databases too."""
     with app.app_context():
-        known = tenant_engines()
-        for engine in (db.default_engine, known.registry, *known._engines.values()):
-            engine.dispose()
+        db.default_engine.dispose()
+        tenant_engines().dispose()
 
 
 def asgi_of(url: str, config: dict[str, Any] | None = None) -> AsgiApplication:

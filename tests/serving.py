@@ -20,12 +20,14 @@ from typing import Any
 import psutil
 from sqlalchemy import NullPool, create_engine, text
 
+from app.tokens import new_token
 from tests.conftest import unguard
 from tests.measuring import MEASURING
 from tests.races import eventually
 
 ROOT = Path(__file__).parent.parent
 GUNICORN = str(Path(sys.executable).with_name("gunicorn"))
+UVICORN = str(Path(sys.executable).with_name("uvicorn"))
 # Less than gunicorn's graceful_timeout: a worker that hangs is still there to be looked at.
 PATIENCE = 25.0
 # A signal of faulthandler's that gunicorn leaves alone.
@@ -40,7 +42,7 @@ def free_port() -> int:
 
 @dataclass
 class Service:
-    """A running gunicorn."""
+    """A running server."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -125,32 +127,56 @@ def serving(
 
     ``measured`` is for what no other test reaches: see tests/measuring.py.
     """
-    port, log = free_port(), folder / "gunicorn.log"
+    port = free_port()
+    address = {"BIND": "127.0.0.1", "PORT": str(port), "ROLLCALL_AUTH": "off"}
+    environment = {**address, **(MEASURING if measured else {}), **environment}
+    log = folder / "gunicorn.log"
+    with running([GUNICORN, application], port, log, project, environment) as service:
+        if ready:
+            eventually(service.is_ready)
+        yield service
+
+
+@contextmanager
+def serving_by_uvicorn(folder: Path, *arguments: str, **environment: str) -> Iterator[Service]:
+    """Serve the asynchronous application as its documentation says."""
+    port = free_port()
+    command = [UVICORN, "asgi:app", f"--port={port}", *arguments]
+    with running(command, port, folder / "log", ROOT, environment) as service:
+        eventually(service.is_ready)
+        yield service
+
+
+@contextmanager
+def running(
+    command: list[str], port: int, log: Path, folder: Path, environment: Mapping[str, str]
+) -> Iterator[Service]:
+    """Run a server in a folder, with more in its environment; stop it if it is still there."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [GUNICORN, application],
-            cwd=project,
-            env={
-                **os.environ,
-                "BIND": "127.0.0.1",
-                "PORT": str(port),
-                "PYTHONFAULTHANDLER": "1",
-                "ROLLCALL_AUTH": "off",
-                **(MEASURING if measured else {}),
-                **environment,
-            },
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     service = Service(process, port, log)
     try:
-        if ready:
-            eventually(service.is_ready)
         yield service
     finally:
         if process.poll() is None:
             service.stop()
+
+
+def settings_with_token(url: str, folder: Path) -> dict[str, str]:
+    """Return the settings of a service whose first token, for all, is put into the folder."""
+    (folder / "token").write_text(new_token())
+    return {
+        "DATABASE_URL": url,
+        "ROLLCALL_AUTH": "token",
+        "ROLLCALL_ADMIN_TOKEN_FILE": str(folder / "token"),
+    }
 
 
 @contextmanager

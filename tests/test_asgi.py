@@ -8,10 +8,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,15 +33,14 @@ from migrations_bootstrap.embedded import EmbeddedServer
 from tests.asgi_client import AsgiApplication, ask, run
 from tests.conftest import empty
 from tests.hostile import MARK, SEEDED, bodies, conditions, fields, paths, queries
-from tests.races import eventually, terminate_backends
-from tests.serving import ROOT, Service, free_port
+from tests.races import terminate_backends
+from tests.serving import ROOT, UVICORN, Service, free_port, serving_by_uvicorn, settings_with_token
 from tests.test_errors import assert_problem
 from tests.test_hostile import Reply, code, read_reply
 from tests.test_limits import redis
 
 EMPLOYEES = "/api/v1/employees"
 DEPARTMENTS = "/api/v1/departments"
-UVICORN = str(Path(sys.executable).with_name("uvicorn"))
 
 
 @pytest.fixture
@@ -422,41 +420,12 @@ def test_an_unforeseen_error_is_a_problem_wherever_it_happens(
     assert_problem(make_app(database_url).test_client().get("/healthz"), 500, "internal_error")
 
 
-@contextmanager
-def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Service]:
-    """Run uvicorn as the documentation says."""
-    port, log = free_port(), folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [UVICORN, "asgi:app", f"--port={port}", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    service = Service(process, port, log)
-    try:
-        eventually(service.is_ready)
-        yield service
-    finally:
-        if process.poll() is None:
-            service.stop()
-
-
 @pytest.fixture(scope="module")
 def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """uvicorn with tokens; the first is in a file."""
     folder = tmp_path_factory.mktemp("asgi")
     empty(guarded_url)
-    token = folder / "token"
-    token.write_text(new_token())
-    with serving(
-        folder,
-        DATABASE_URL=guarded_url,
-        ROLLCALL_AUTH="token",
-        ROLLCALL_ADMIN_TOKEN_FILE=str(token),
-    ) as service:
+    with serving_by_uvicorn(folder, **settings_with_token(guarded_url, folder)) as service:
         yield service
 
 
@@ -538,7 +507,7 @@ def test_who_means_harm_is_answered_as_by_the_flask_service(
         for one in (*bodies(), *fields(), *queries(), *paths(), *conditions())
         if b"/duplicates" not in one.sent and one.name not in OTHERWISE
     ]
-    with serving(tmp_path, DATABASE_URL=guarded_url, ROLLCALL_AUTH="off") as service:
+    with serving_by_uvicorn(tmp_path, DATABASE_URL=guarded_url, ROLLCALL_AUTH="off") as service:
         for path, names in SEEDED.items():
             for name in names:
                 more = {"department_id": 1} if path == "employees" else {}

@@ -14,9 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.tokens import new_token
 from tests.contract_hooks import after_call
-from tests.serving import ROOT, Service, serving
+from tests.serving import ROOT, Service, serving, settings_with_token
 
 HERE = Path(__file__).parent
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
@@ -28,16 +27,6 @@ def test_the_service_does_what_its_document_says(database_url: str, tmp_path: Pa
     with serving(tmp_path, **settings) as service:
         said = compare(service, tmp_path, "--max-examples=10", "--generation-deterministic")
     assert "Tested: 18" in said
-
-
-def settings_with_token(url: str, folder: Path) -> dict[str, str]:
-    """Return the settings of a service whose first token is in the folder."""
-    (folder / "token").write_text(new_token())
-    return {
-        "DATABASE_URL": url,
-        "ROLLCALL_AUTH": "token",
-        "ROLLCALL_ADMIN_TOKEN_FILE": str(folder / "token"),
-    }
 
 
 def compare(service: Service, folder: Path, *options: str) -> str:

@@ -14,7 +14,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -38,31 +39,32 @@ MANY = 40
 NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: x\r\n"
 
 
+def one_worker(
+    url: str, folder: Path, seconds: int, *arguments: str
+) -> AbstractContextManager[Service]:
+    """Serve by one worker of four threads, which waits for its clients for so long."""
+    return serving(
+        folder,
+        measured=True,
+        DATABASE_URL=url,
+        WEB_CONCURRENCY="1",
+        ROLLCALL_REQUEST_TIMEOUT=str(seconds),
+        GUNICORN_CMD_ARGS=" ".join([f"--keep-alive {seconds}", *arguments]),
+    )
+
+
 @pytest.fixture(scope="module")
 def service(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One worker of four threads, which waits for its clients for longer than any test takes."""
-    with serving(
-        tmp_path_factory.mktemp("slow"),
-        measured=True,
-        DATABASE_URL=guarded_url,
-        WEB_CONCURRENCY="1",
-        ROLLCALL_REQUEST_TIMEOUT="600",
-        GUNICORN_CMD_ARGS=f"--keep-alive 600 --worker-connections {CONNECTIONS}",
-    ) as service:
+    """One that waits for longer than any test takes."""
+    most = f"--worker-connections {CONNECTIONS}"
+    with one_worker(guarded_url, tmp_path_factory.mktemp("slow"), 600, most) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def hasty(guarded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One that waits for a second."""
-    with serving(
-        tmp_path_factory.mktemp("hasty"),
-        measured=True,
-        DATABASE_URL=guarded_url,
-        WEB_CONCURRENCY="1",
-        ROLLCALL_REQUEST_TIMEOUT="1",
-        GUNICORN_CMD_ARGS="--keep-alive 1",
-    ) as service:
+    with one_worker(guarded_url, tmp_path_factory.mktemp("hasty"), 1) as service:
         yield service
 
 

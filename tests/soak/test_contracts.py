@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Service, serving
-from tests.test_asgi import serving as serving_by_uvicorn
-from tests.test_contract import compare, settings_with_token
+from tests.serving import Service, serving, serving_by_uvicorn, settings_with_token
+from tests.test_contract import compare
 
 
 @pytest.mark.parametrize(

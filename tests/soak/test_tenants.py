@@ -20,9 +20,8 @@ from migrations_bootstrap.embedded import EmbeddedServer
 from tests.conftest import private_server
 from tests.isolation import ACTIONS, Client, Directory, Send, Step
 from tests.races import started
-from tests.serving import Service, serving
+from tests.serving import Service, serving, serving_by_uvicorn
 from tests.tenancy import PATTERN, database_of
-from tests.test_asgi import serving as serving_by_uvicorn
 
 TENANTS = 40
 CLIENTS = 12
